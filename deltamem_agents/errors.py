@@ -1,0 +1,49 @@
+"""Every error that this library raises on purpose. Each message names the thing and the remedy."""
+
+
+class DeltaMemError(Exception):
+    """Base of all errors of deltamem-agents."""
+
+
+class AdapterError(DeltaMemError):
+    """An adapter folder is missing, incomplete, or asks for something that is not supported."""
+
+
+class BackboneError(DeltaMemError):
+    """A model has no projections that δ-mem could correct, or not the shape that the adapter expects."""
+
+
+class StateError(DeltaMemError):
+    """A memory state cannot be used: damaged bytes, or not made by this adapter and backbone."""
+
+
+class FingerprintMismatch(StateError):
+    """A state was made by another adapter or backbone, or for another layout."""
+
+
+class StoreError(DeltaMemError):
+    """The store could not do what was asked."""
+
+
+class AgentNotFound(StoreError):
+    """No agent of this name in the store."""
+
+
+class VersionNotFound(StoreError):
+    """No such memory version in the store."""
+
+
+class HeadConflict(StoreError):
+    """The head of an agent moved between reading and writing it."""
+
+
+class CorruptState(StoreError):
+    """A stored state does not match its checksum."""
+
+
+class MissingAgentId(DeltaMemError, ValueError):
+    """A call needs to know which agent is being served, and nothing named one."""
+
+
+class RecipeError(DeltaMemError, ValueError):
+    """A training recipe or training file cannot be used."""
