@@ -1,0 +1,7 @@
+"""The recurrence of δ-mem: naive.py is the specification, chunk.py and triton_scan.py the fast forms, scan.py picks."""
+
+from .chunk import chunk_delta_scan
+from .naive import naive_delta_scan
+from .scan import choose_form, delta_scan
+
+__all__ = ["choose_form", "chunk_delta_scan", "delta_scan", "naive_delta_scan"]

@@ -1,0 +1,56 @@
+"""One entry for the recurrence: which form runs is decided here and nowhere else."""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+
+from torch import Tensor
+
+from .chunk import chunk_delta_scan
+from .naive import naive_delta_scan
+
+SHORT = 8  # up to this many tokens (decoding) the plain loop is the fastest form on CPU
+
+
+def delta_scan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor,
+    erase: Tensor,
+    write: Tensor,
+    state: Tensor,
+    write_mask: Tensor | None = None,
+    form: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Read and write the states of one layer: see :func:`naive_delta_scan` for shapes and equations.
+
+    Args:
+        form: "naive", "chunk" or "triton" forces a form; None takes the best one for the device and length.
+    """
+    return _FORMS[form or choose_form(q)](q, k, v, keep, erase, write, state, write_mask)
+
+
+def choose_form(q: Tensor) -> str:
+    """The form that :func:`delta_scan` takes for queries like ``q`` (B, T, H, r)."""
+    if q.is_cuda and _has_triton():
+        return "triton"
+    return "naive" if q.shape[1] <= SHORT else "chunk"
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _triton(*args: Tensor | None) -> tuple[Tensor, Tensor]:
+    from .triton_scan import triton_delta_scan
+
+    return triton_delta_scan(*args)  # type: ignore[arg-type]
+
+
+_FORMS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "naive": naive_delta_scan,
+    "chunk": chunk_delta_scan,
+    "triton": _triton,
+}
