@@ -46,7 +46,10 @@ def chunk_delta_scan(
     rhs_state = (gate * start_before.transpose(3, 4))[..., None] * k[:, :, :, None]  # (B, H, N, r, C, r)
     rhs = torch.cat([(write * v).transpose(3, 4)[..., None], rhs_state], dim=-1)
     solved = torch.linalg.solve_triangular(system + identity, rhs, upper=False, unitriangular=True)
-    told, corrected = solved[..., 0], solved[..., 1:]  # update_j = told_j - corrected_j · (row of S at the chunk's start)
+    told, corrected = (
+        solved[..., 0],
+        solved[..., 1:],
+    )  # update_j = told_j - corrected_j · (row of S at the chunk's start)
     attention = before * (q @ k.transpose(3, 4))[:, :, :, None]  # (B, H, N, r, C, C)
 
     initial, reads = state, []

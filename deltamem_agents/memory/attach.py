@@ -1,0 +1,260 @@
+"""attach: put δ-mem beside the attention layers of a model, without touching its code.
+
+A pre-hook on each attention module reads (and writes) with the hidden states that come in; forward hooks on the corrected
+projections add the corrections to their output. Nothing is kept on the model between calls, nothing depends on the
+architecture's rope, norms, cache or attention kernel, and ``detach`` leaves the module tree as it was.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import AdapterError, BackboneError, StateError
+from .adapter import Adapter, select_attention
+from .backbones import Attention
+from .binding import Bound, Context, SubStates
+from .fingerprint import backbone_fingerprint
+from .layer import DeltaMemLayer
+from .state import Fingerprint, MemoryState
+
+
+def attach(
+    model: nn.Module, adapter: Adapter, *, dtype: torch.dtype | None = None, trainable: bool = False
+) -> "DeltaMemory":
+    """Attach ``adapter`` to ``model`` (load, quantise and shard first; attach; then compile).
+
+    Args:
+        model: any decoder of transformers with q, k, v, o projections (see backbones.py).
+        adapter: from :func:`load_adapter` or :func:`new_adapter`.
+        dtype: of the adapter's weights; default the model's. The state is float32 always.
+        trainable: whether the adapter's weights require gradients.
+
+    Raises:
+        AdapterError: the adapter's layers or shapes are not the model's.
+        BackboneError: the model has no known attention, or has a memory attached already.
+    """
+    return DeltaMemory(model, adapter, dtype=dtype, trainable=trainable)
+
+
+class DeltaMemory(nn.Module):
+    """δ-mem attached to one model. Outside of :meth:`bind` the model computes exactly what it did before."""
+
+    def __init__(
+        self, model: nn.Module, adapter: Adapter, *, dtype: torch.dtype | None = None, trainable: bool = False
+    ) -> None:
+        super().__init__()
+        if getattr(model, "_deltamem_attached", False):
+            raise BackboneError("this model has a memory attached already: call its detach() first")
+        self.config = adapter.config
+        self.backbone = adapter.backbone
+        self._model = [model]  # in a list: not a child of this module
+        attentions = select_attention(model, self.config)
+        self._names = [a.name for a in attentions]
+        weights = _match(adapter, attentions)
+        self.layers = nn.ModuleList()
+        for attention in attentions:
+            self.layers.append(_build(adapter, attention, weights[attention.name], dtype).requires_grad_(trainable))
+        self.fingerprint = Fingerprint(adapter.fingerprint, backbone_fingerprint(model))
+        self._context = Context()
+        self._handles = self._hook(model, attentions)
+        model._deltamem_attached = True  # type: ignore[assignment]
+
+    @property
+    def model(self) -> nn.Module:
+        return self._model[0]
+
+    def adapter(self) -> Adapter:
+        """The weights as they are now, for saving."""
+        tensors = {
+            f"{name}.{key}": value.detach().clone()
+            for name, layer in zip(self._names, self.layers, strict=True)
+            for key, value in layer.named_parameters()
+        }
+        return Adapter(self.config, tensors, self.backbone)
+
+    def new_state(self, batch_size: int = 1, device: torch.device | str | None = None) -> MemoryState:
+        """Empty states: zeros of (batch_size, H, r, r) float32 per layer."""
+        shape = (batch_size, self.config.num_state_heads, self.config.rank, self.config.rank)
+        tensors = {
+            name: torch.zeros(shape, device=device or next(layer.parameters()).device)
+            for name, layer in zip(self._names, self.layers, strict=True)
+        }
+        return MemoryState(tensors, dict(self.config.sub_states), self.fingerprint)
+
+    @contextmanager
+    def bind(
+        self,
+        state: MemoryState,
+        write: bool | Tensor = True,
+        segment_ids: Tensor | None = None,
+        sub_states: SubStates = None,
+        *,
+        packed: bool = False,
+        token_mask: Tensor | None = None,
+    ) -> Iterator[Bound]:
+        """Calls of the model inside the ``with`` read ``state`` and, if asked, write.
+
+        Args:
+            state: rows for the rows of the batch; it is not changed, the result is ``bound.state``.
+            write: True, False (read only), or a bool tensor (B,) or (B, T) of who writes.
+            segment_ids: (B, T) message or sentence numbers for mean writes (SSW); tokens of -1 do not write.
+            sub_states: names that are written to (None: all), or name -> bool tensor (B, T) to route token by token.
+            packed: several writes in one row: a segment's mean is seen by the tokens of later segments (SSW only).
+            token_mask: (B, T) bool, False on padding; by default the model's own 2-D attention_mask.
+
+        Raises:
+            FingerprintMismatch, StateError: the state is not of this adapter and backbone, or of another shape or dtype.
+        """
+        self._check(state, sub_states)
+        names = (sub_states,) if isinstance(sub_states, str) else sub_states
+        bound = Bound(state, write, segment_ids, names, packed, token_mask, self.config.num_state_heads)
+        with self._context.using(bound), self._checkpointing():
+            yield bound
+
+    def detach(self) -> None:
+        """Remove every hook: the module tree is what it was before :func:`attach`."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.model.__dict__.pop("_deltamem_attached", None)
+
+    def _check(self, state: MemoryState, sub_states: SubStates) -> None:
+        if not self._handles:
+            raise StateError("this memory is detached from its model: attach it again before binding a state")
+        self.fingerprint.check(state.fingerprint)
+        layout = dict(self.config.sub_states)
+        if dict(state.sub_states) != layout:
+            raise StateError(f"the state has sub-states {dict(state.sub_states)}, this memory has {layout}")
+        side = (self.config.num_state_heads, self.config.rank, self.config.rank)
+        if set(state.tensors) != set(self._names):
+            raise StateError(f"the state covers other layers: {sorted(set(state.tensors) ^ set(self._names))}")
+        for name, tensor in state.tensors.items():
+            if tuple(tensor.shape[1:]) != side or tensor.dtype != torch.float32:
+                raise StateError(
+                    f"state of {name}: expected shape (B, {', '.join(map(str, side))}) float32, got "
+                    f"{tuple(tensor.shape)} {tensor.dtype}"
+                )
+        asked = (sub_states,) if isinstance(sub_states, str) else tuple(sub_states or ())
+        if unknown := [name for name in asked if name not in layout]:
+            raise StateError(f"no sub-state {unknown[0]!r}; this memory has {sorted(layout)}")
+
+    def _hook(self, model: nn.Module, attentions: list[Attention]) -> list[Any]:
+        handles = [model.register_forward_pre_hook(self._see_mask, with_kwargs=True)]
+        decoder = _decoder_of(model, attentions[0].name)
+        if decoder is not model:
+            handles.append(decoder.register_forward_pre_hook(self._see_mask, with_kwargs=True))
+        for attention, layer in zip(attentions, self.layers, strict=True):
+            before = partial(self._before_attention, attention.name, layer)
+            handles.append(attention.module.register_forward_pre_hook(before, with_kwargs=True))
+            for head in self.config.delta_heads:
+                projection = attention.projections[head]
+                after = partial(self._after_projection, attention.name, layer, head, projection)
+                handles.append(projection.module.register_forward_hook(after))
+        return handles
+
+    def _see_mask(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = self._context.bound
+        if bound is not None:
+            mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+            if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+                bound.attention_mask = mask
+
+    def _before_attention(
+        self, name: str, layer: DeltaMemLayer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        bound = self._context.bound
+        if bound is not None:
+            x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            bound.run_layer(name, layer, x, self._context.recorded)
+
+    def _after_projection(
+        self, name: str, layer: DeltaMemLayer, head: str, projection: Any, _: nn.Module, __: Any, output: Tensor
+    ) -> Tensor | None:
+        bound = self._context.bound
+        if bound is None:
+            return None
+        delta = layer.correction(head, bound.reads[name], output.dtype)
+        return projection.add(output, delta)
+
+    def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """For one checkpointed layer: remember the state that it began with, and begin there when it is recomputed."""
+        recorded: dict[str, Tensor] = {}
+        bound = self._context.bound
+        assert bound is not None
+        return self._context.using(bound, recorded), self._replaying(bound, recorded)
+
+    @contextmanager
+    def _replaying(self, bound: Bound, recorded: dict[str, Tensor]) -> Iterator[None]:
+        with self._context.using(bound.replay(dict(recorded))):
+            yield
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """While bound, gradient checkpointing recomputes a layer from the state it began with, and never writes twice."""
+        function = partial(checkpoint, use_reentrant=False, context_fn=self._checkpoint_contexts)
+        changed = []
+        if self.model.training and torch.is_grad_enabled():
+            for module in self.model.modules():
+                if (
+                    getattr(module, "gradient_checkpointing", False)
+                    and "_gradient_checkpointing_func" in module.__dict__
+                ):
+                    changed.append((module, module.__dict__["_gradient_checkpointing_func"]))
+                    module.__dict__["_gradient_checkpointing_func"] = function
+        try:
+            yield
+        finally:
+            for module, before in changed:
+                module.__dict__["_gradient_checkpointing_func"] = before
+
+
+def _match(adapter: Adapter, attentions: list[Attention]) -> dict[str, dict[str, Tensor]]:
+    """The adapter's weights for each attention module: by its name, or by the end of it (wrapped or bare models)."""
+    matched = {}
+    for attention in attentions:
+        own = [
+            key
+            for key in adapter.layers
+            if key == attention.name or attention.name.endswith(f".{key}") or key.endswith(f".{attention.name}")
+        ]
+        if len(own) != 1:
+            raise AdapterError(
+                f"the adapter has {len(own) or 'no'} weights for {attention.name}; it was trained for "
+                f"{adapter.backbone or 'another backbone'} with layers {sorted(adapter.layers)[:3]} …"
+            )
+        matched[attention.name] = adapter.layers[own[0]]
+    return matched
+
+
+def _build(
+    adapter: Adapter, attention: Attention, weights: dict[str, Tensor], dtype: torch.dtype | None
+) -> DeltaMemLayer:
+    layer = DeltaMemLayer(adapter.config, attention.hidden_size, attention.widths)
+    shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise AdapterError(f"the adapter has no {name} for {attention.name}: its files and its config do not agree")
+        got = tuple(weights[name].shape)
+        if got != shape and not (name == "delta_scale_raw" and weights[name].numel() in (1, 4, shape[0])):
+            raise AdapterError(f"{attention.name}.{name}: the model needs shape {shape}, the adapter has {got}")
+        setattr(layer, name, nn.Parameter(weights[name].detach().clone()))
+    if extra := sorted(set(weights) - set(shapes)):
+        raise AdapterError(f"the adapter has weights that its config does not use: {attention.name}.{extra}")
+    reference = next((p for p in attention.module.parameters() if p.device.type != "meta"), None)
+    device = reference.device if reference is not None else "cpu"
+    floating = reference.dtype if reference is not None and reference.is_floating_point() else torch.float32
+    return layer.to(device=device, dtype=dtype or floating)
+
+
+def _decoder_of(model: nn.Module, attention: str) -> nn.Module:
+    """The module that owns the list of layers: the one that is called with the 2-D attention mask."""
+    parts = attention.split(".")
+    for end in range(len(parts), 0, -1):
+        if isinstance(model.get_submodule(".".join(parts[:end])), nn.ModuleList):
+            return model.get_submodule(".".join(parts[: end - 1]))
+    return model
