@@ -62,6 +62,7 @@ class DeltaMemory(nn.Module):
         self.fingerprint = Fingerprint(adapter.fingerprint, backbone_fingerprint(model))
         self._context = Context()
         self._handles = self._hook(model, attentions)
+        self._attached = True
         model._deltamem_attached = True  # type: ignore[assignment]
 
     @property
@@ -121,10 +122,11 @@ class DeltaMemory(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._attached = False
         self.model.__dict__.pop("_deltamem_attached", None)
 
     def _check(self, state: MemoryState, sub_states: SubStates) -> None:
-        if not self._handles:
+        if not self._attached:
             raise StateError("this memory is detached from its model: attach it again before binding a state")
         self.fingerprint.check(state.fingerprint)
         layout = dict(self.config.sub_states)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from ..errors import AdapterError
-from ..ops import delta_scan
+from ..ops import delta_read, delta_scan
 from .config import HEADS, AdapterConfig
 
 
@@ -53,7 +53,7 @@ class DeltaMemLayer(nn.Module):
         """
         q = self._queries(x)
         if write_mask is None:
-            reads, final = torch.einsum("bhij,bthj->bthi", state, q), state
+            reads, final = delta_read(q, state), state
         else:
             if token_mask is not None:
                 write_mask = write_mask & token_mask[..., None]
@@ -130,15 +130,17 @@ class DeltaMemLayer(nn.Module):
         if int(numbers[0]) == -1:
             numbers, index = numbers[1:], index - 1
         if not len(numbers):
-            return torch.einsum("bhij,bthj->bthi", state, q), state
+            return delta_read(q, state), state
         member = index[..., None] == torch.arange(len(numbers), device=x.device)  # (B, T, N)
         count = member.sum(1)
-        mean = torch.einsum("btn,btd->bnd", member.to(x.dtype), x) / count.clamp(min=1)[..., None].to(x.dtype)
-        heads = torch.einsum("btn,bth->bnh", member.float(), write_mask.float()) > 0
+        with torch.autocast(x.device.type, enabled=False):
+            total = member.float().transpose(1, 2) @ x.float()
+            mean = (total / count.clamp(min=1)[..., None]).to(x.dtype)
+            heads = member.float().transpose(1, 2) @ write_mask.float() > 0
         k, v, keep, erase, write = self._writes(mean)
         if not packed:
             _, final = delta_scan(k, k, v, keep, erase, write, state, heads)
-            return torch.einsum("bhij,bthj->bthi", state, q), final
+            return delta_read(q, state), final
         position = torch.arange(x.shape[1], device=x.device)[:, None].expand(member.shape)
         last = torch.where(member, position, -1).amax(1).clamp(min=0)  # a segment is written at its last token
         where = last[..., None, None].expand(*last.shape, *k.shape[2:])

@@ -2,6 +2,6 @@
 
 from .chunk import chunk_delta_scan
 from .naive import naive_delta_scan
-from .scan import choose_form, delta_scan
+from .scan import choose_form, delta_read, delta_scan
 
-__all__ = ["choose_form", "chunk_delta_scan", "delta_scan", "naive_delta_scan"]
+__all__ = ["choose_form", "chunk_delta_scan", "delta_read", "delta_scan", "naive_delta_scan"]

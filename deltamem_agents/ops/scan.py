@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from .chunk import chunk_delta_scan
@@ -28,7 +29,14 @@ def delta_scan(
     Args:
         form: "naive", "chunk" or "triton" forces a form; None takes the best one for the device and length.
     """
-    return _FORMS[form or choose_form(q)](q, k, v, keep, erase, write, state, write_mask)
+    with torch.autocast(q.device.type, enabled=False):
+        return _FORMS[form or choose_form(q)](q, k, v, keep, erase, write, state, write_mask)
+
+
+def delta_read(q: Tensor, state: Tensor) -> Tensor:
+    """Reads alone, r_t = S q_t: q (B, T, H, r) and state (B, H, r, r) -> (B, T, H, r)."""
+    with torch.autocast(q.device.type, enabled=False):
+        return torch.einsum("bhij,bthj->bthi", state, q.to(state.dtype))
 
 
 def choose_form(q: Tensor) -> str:
