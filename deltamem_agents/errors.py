@@ -41,6 +41,10 @@ class CorruptState(StoreError):
     """A stored state does not match its checksum."""
 
 
+class ContextOverflow(DeltaMemError):
+    """A prompt has more tokens than the context window of the backbone."""
+
+
 class MissingAgentId(DeltaMemError, ValueError):
     """A call needs to know which agent is being served, and nothing named one."""
 

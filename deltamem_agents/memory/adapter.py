@@ -1,7 +1,7 @@
 """Adapter: config and weights of δ-mem for one backbone; reading and writing adapter folders.
 
-Native format: ``deltamem_config.json`` (AdapterConfig) and ``deltamem_adapter.safetensors`` (attention module name + "." +
-official parameter name -> tensor). The official format (official.py) is read as well.
+Native format: ``deltamem_config.json`` (AdapterConfig) and ``deltamem_adapter.safetensors`` (attention module name +
+"." + official parameter name -> tensor). The official format (official.py) is read as well.
 """
 
 import json
@@ -21,7 +21,7 @@ from .backbones import find_attention
 from .config import AdapterConfig
 from .fingerprint import adapter_fingerprint
 from .layer import layer_shapes
-from .official import OFFICIAL_CONFIG, OFFICIAL_WEIGHTS, load_official
+from .official import OFFICIAL_CONFIG, OFFICIAL_WEIGHTS, load_official, read_object
 
 CONFIG = "deltamem_config.json"
 WEIGHTS = "deltamem_adapter.safetensors"
@@ -91,21 +91,22 @@ def load_adapter(path_or_hub_id: str | Path, revision: str | None = None) -> Ada
 
 def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     names = [CONFIG, WEIGHTS, OFFICIAL_CONFIG, OFFICIAL_WEIGHTS]
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=names))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise AdapterError(
-            f"adapter {hub_id!r} is neither a folder nor could it be taken from the hub ({type(error).__name__}: {error}): "
-            "check the spelling, the network and HF_HUB_OFFLINE, or give a local folder"
+            f"adapter {hub_id!r} is neither a folder nor could it be taken from the hub "
+            f"({type(error).__name__}: {error}): check the spelling, the network and HF_HUB_OFFLINE, or give a local "
+            "folder"
         ) from error
 
 
 def _load_native(folder: Path) -> Adapter:
     try:
-        document = json.loads((folder / CONFIG).read_text())
+        document = read_object(folder / CONFIG)
         tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"adapter in {folder} cannot be read ({error}): fetch or train it again") from error

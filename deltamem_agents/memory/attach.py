@@ -1,8 +1,8 @@
 """attach: put δ-mem beside the attention layers of a model, without touching its code.
 
-A pre-hook on each attention module reads (and writes) with the hidden states that come in; forward hooks on the corrected
-projections add the corrections to their output. Nothing is kept on the model between calls, nothing depends on the
-architecture's rope, norms, cache or attention kernel, and ``detach`` leaves the module tree as it was.
+A pre-hook on each attention module reads (and writes) with the hidden states that come in; forward hooks on the
+corrected projections add the corrections to their output. Nothing is kept on the model between calls, nothing depends
+on the architecture's rope, norms, cache or attention kernel, and ``detach`` leaves the module tree as it was.
 """
 
 from collections.abc import Iterator
@@ -56,12 +56,11 @@ class DeltaMemory(nn.Module):
         attentions = select_attention(model, self.config)
         self._names = [a.name for a in attentions]
         weights = _match(adapter, attentions)
-        self.layers = nn.ModuleList()
-        for attention in attentions:
-            self.layers.append(_build(adapter, attention, weights[attention.name], dtype).requires_grad_(trainable))
+        layers = [_build(adapter, attention, weights[attention.name], dtype) for attention in attentions]
+        self.layers = nn.ModuleList(layers).requires_grad_(trainable)
         self.fingerprint = Fingerprint(adapter.fingerprint, backbone_fingerprint(model))
         self._context = Context()
-        self._handles = self._hook(model, attentions)
+        self._handles = self._hook(model, attentions, layers)
         self._attached = True
         model._deltamem_attached = True  # type: ignore[assignment]
 
@@ -109,7 +108,8 @@ class DeltaMemory(nn.Module):
             token_mask: (B, T) bool, False on padding; by default the model's own 2-D attention_mask.
 
         Raises:
-            FingerprintMismatch, StateError: the state is not of this adapter and backbone, or of another shape or dtype.
+            FingerprintMismatch, StateError: the state is not of this adapter and backbone, or of another shape or
+                dtype; names, masks or segment numbers do not fit.
         """
         self._check(state, sub_states)
         names = (sub_states,) if isinstance(sub_states, str) else sub_states
@@ -145,12 +145,12 @@ class DeltaMemory(nn.Module):
         if unknown := [name for name in asked if name not in layout]:
             raise StateError(f"no sub-state {unknown[0]!r}; this memory has {sorted(layout)}")
 
-    def _hook(self, model: nn.Module, attentions: list[Attention]) -> list[Any]:
+    def _hook(self, model: nn.Module, attentions: list[Attention], layers: list[DeltaMemLayer]) -> list[Any]:
         handles = [model.register_forward_pre_hook(self._see_mask, with_kwargs=True)]
         decoder = _decoder_of(model, attentions[0].name)
         if decoder is not model:
             handles.append(decoder.register_forward_pre_hook(self._see_mask, with_kwargs=True))
-        for attention, layer in zip(attentions, self.layers, strict=True):
+        for attention, layer in zip(attentions, layers, strict=True):
             before = partial(self._before_attention, attention.name, layer)
             handles.append(attention.module.register_forward_pre_hook(before, with_kwargs=True))
             for head in self.config.delta_heads:
@@ -197,7 +197,7 @@ class DeltaMemory(nn.Module):
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
-        """While bound, gradient checkpointing recomputes a layer from the state it began with, and never writes twice."""
+        """While bound, gradient checkpointing recomputes a layer from the state it began with: it writes once."""
         function = partial(checkpoint, use_reentrant=False, context_fn=self._checkpoint_contexts)
         changed = []
         if self.model.training and torch.is_grad_enabled():
@@ -217,7 +217,7 @@ class DeltaMemory(nn.Module):
 
 def _match(adapter: Adapter, attentions: list[Attention]) -> dict[str, dict[str, Tensor]]:
     """The adapter's weights for each attention module: by its name, or by the end of it (wrapped or bare models)."""
-    matched = {}
+    matched, used = {}, set()
     for attention in attentions:
         own = [
             key
@@ -230,6 +230,9 @@ def _match(adapter: Adapter, attentions: list[Attention]) -> dict[str, dict[str,
                 f"{adapter.backbone or 'another backbone'} with layers {sorted(adapter.layers)[:3]} …"
             )
         matched[attention.name] = adapter.layers[own[0]]
+        used.add(own[0])
+    if not adapter.config.target_layers and (unused := sorted(set(adapter.layers) - used)):
+        raise AdapterError(f"the adapter has weights for layers that the model has not: {unused[:3]} …")
     return matched
 
 

@@ -5,6 +5,7 @@ backbone is one row.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,7 @@ from ..errors import BackboneError
 
 # q, k, v, o by the child's name; a fused projection is named "child:order".
 PROJECTIONS: tuple[dict[str, str], ...] = (
-    {
-        "q": "q_proj",
-        "k": "k_proj",
-        "v": "v_proj",
-        "o": "o_proj",
-    },  # Llama, Qwen, Mistral, Gemma, SmolLM3 and most others
+    {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"},  # Llama, Qwen, Mistral, Gemma, SmolLM3 and most
     {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"},  # OPT, GPT-J, LFM2
     {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "dense"},  # Phi
     {"q": "qkv_proj:rows", "k": "qkv_proj:rows", "v": "qkv_proj:rows", "o": "o_proj"},  # Phi-3, Phi-4
@@ -106,9 +102,9 @@ def _has(module: nn.Module, row: dict[str, str]) -> bool:
 
 def _describe(name: str, module: nn.Module, index: int, row: dict[str, str]) -> Attention:
     hidden = _input_width(getattr(module, row["k" if "k" in row else "q"].split(":")[0]))
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     if row["q"] == "q_b_proj":  # its input is the latent, not the hidden states
-        hidden = int(config.hidden_size)  # type: ignore[union-attr]
+        hidden = int(config.hidden_size)
     projections = {}
     for i, (head, child) in enumerate(row.items()):
         child_name, _, part = child.partition(":")
@@ -121,7 +117,7 @@ def _describe(name: str, module: nn.Module, index: int, row: dict[str, str]) -> 
     return Attention(name, module, index, hidden, projections)
 
 
-def _fused_sizes(module: nn.Module, linear: nn.Module) -> tuple[int, list[int]]:
+def _fused_sizes(module: Any, linear: nn.Module) -> tuple[int, list[int]]:
     """Head size, and the widths of q, k and v in a fused projection."""
     config = module.config
     heads = config.num_attention_heads
@@ -135,11 +131,11 @@ def _fused_sizes(module: nn.Module, linear: nn.Module) -> tuple[int, list[int]]:
     return head_dim, sizes
 
 
-def _output_width(linear: nn.Module) -> int:
+def _output_width(linear: Any) -> int:
     width = getattr(linear, "out_features", None) or getattr(linear, "nf", None)  # nf: Conv1D of GPT-2
-    return int(width) if width else int(linear.weight.shape[0])  # type: ignore[union-attr]
+    return int(width) if width else int(linear.weight.shape[0])
 
 
-def _input_width(linear: nn.Module) -> int:
+def _input_width(linear: Any) -> int:
     width = getattr(linear, "in_features", None) or getattr(linear, "nx", None)
-    return int(width) if width else int(linear.weight.shape[1])  # type: ignore[union-attr]
+    return int(width) if width else int(linear.weight.shape[1])

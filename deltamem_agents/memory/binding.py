@@ -52,9 +52,8 @@ class Bound:
         if recorded is not None:
             recorded[name] = state
         tokens = self._tokens(x)
-        reads, final = layer.scan(
-            x, state.to(x.device), tokens, self._writes(x), self._on(self.segment_ids, x), self.packed
-        )
+        segments = None if self.segment_ids is None else self._fit("segment_ids", self.segment_ids, x)
+        reads, final = layer.scan(x, state.to(x.device), tokens, self._writes(x), segments, self.packed)
         self.reads[name] = reads
         self.current[name] = final
 
@@ -73,16 +72,20 @@ class Bound:
         return again
 
     @staticmethod
-    def _on(ids: Tensor | None, x: Tensor) -> Tensor | None:
-        if ids is None:
-            return None
-        if tuple(ids.shape) != tuple(x.shape[:2]):
-            raise StateError(f"segment_ids have shape {tuple(ids.shape)}, the call has (B, T) = {tuple(x.shape[:2])}")
-        return ids.to(x.device)
+    def _fit(name: str, values: Tensor, x: Tensor) -> Tensor:
+        """``values`` on the device of ``x``; StateError unless they are (B, T) like the call."""
+        if tuple(values.shape) != tuple(x.shape[:2]):
+            raise StateError(f"{name} has shape {tuple(values.shape)}, the call has (B, T) = {tuple(x.shape[:2])}")
+        return values.to(x.device)
 
     def _tokens(self, x: Tensor) -> Tensor | None:
         mask = self.token_mask if self.token_mask is not None else self.attention_mask
-        return None if mask is None else mask[:, -x.shape[1] :].to(x.device).bool()
+        if mask is None:
+            return None
+        if mask.ndim != 2 or mask.shape[0] != x.shape[0] or mask.shape[1] < x.shape[1]:
+            shape = tuple(mask.shape)
+            raise StateError(f"the mask of tokens has shape {shape}, the call has (B, T) = {tuple(x.shape[:2])}")
+        return mask[:, -x.shape[1] :].to(x.device).bool()
 
     def _writes(self, x: Tensor) -> Tensor | None:
         """(B, T, H): which tokens write into which state heads; None when nothing writes."""
@@ -91,7 +94,8 @@ class Bound:
         shape = (*x.shape[:2], self.num_state_heads)
         mask = torch.ones(shape, dtype=torch.bool, device=x.device)
         if isinstance(self.write, Tensor):
-            mask = mask & self.write.to(x.device).bool().reshape(x.shape[0], -1, 1)
+            who = self.write if self.write.ndim == 2 else self.write[:, None].expand(-1, x.shape[1])
+            mask = mask & self._fit("write", who, x).bool()[..., None]
         layout = self.initial.sub_states
         if self.sub_states is None:
             return mask
@@ -100,7 +104,8 @@ class Bound:
             where = self.sub_states.get(name) if isinstance(self.sub_states, Mapping) else name in self.sub_states
             if where is None or where is False:
                 continue
-            routed[:, :, list(heads)] = True if where is True else where.to(x.device).bool()[..., None]
+            where = True if where is True else self._fit(f"sub_states[{name!r}]", where, x).bool()[..., None]
+            routed[:, :, list(heads)] = where
         return mask & routed
 
 

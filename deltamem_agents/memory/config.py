@@ -1,6 +1,6 @@
 """What an adapter is: the fields that change the computation, and the names of its sub-states."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -21,15 +21,16 @@ class AdapterConfig:
         alpha: corrections are scaled by alpha / rank.
         num_state_heads: H; 1 for TSW and SSW, more for MSW.
         memory_write_granularity: "token" (TSW, MSW), "message_mean" or "sentence_mean" (SSW).
-        state_update_mode: (keep, erase, write) = (λ, β, β) "standard", (λ, λβ, β) "lambda_outside", (1, β, β) "no_lambda".
+        state_update_mode: (keep, erase, write) = (λ, β, β) "standard", (λ, λβ, β) "lambda_outside",
+            (1, β, β) "no_lambda".
         couple_lambda: λ = 1 - β instead of a gate of its own.
         normalize_qk: tanh, then L2 norm per state head, on queries and keys; False skips both.
         rankwise_gates: one gate per row of S; False: one per state head.
         delta_heads: which projections are corrected, of q, k, v, o.
         target_layers: indices of corrected layers; empty means all.
         delta_o_rmsnorm, delta_o_rmsnorm_eps: RMS norm, in float32, of the scaled correction of o.
-        trainable_delta_scale, delta_scale_max, delta_scale_granularity: a multiplier σ(raw) * max on top of alpha / rank,
-            one per layer ("layer") or one per corrected head ("head", in the order q, k, v, o).
+        trainable_delta_scale, delta_scale_max, delta_scale_granularity: a multiplier σ(raw) * max on top of
+            alpha / rank, one per layer ("layer") or one per corrected head ("head", in the order q, k, v, o).
         sub_states: name -> state heads that belong to it; every head in exactly one. Default: one sub-state ``shared``.
     """
 
@@ -54,7 +55,7 @@ class AdapterConfig:
         put = object.__setattr__
         put(self, "delta_heads", tuple(h for h in HEADS if h in self.delta_heads) + self._unknown_heads())
         put(self, "target_layers", tuple(sorted(set(self.target_layers))))
-        layout = self.sub_states or {SHARED: range(self.num_state_heads)}
+        layout: Mapping[str, Iterable[int]] = self.sub_states or {SHARED: range(self.num_state_heads)}
         put(self, "sub_states", {name: tuple(heads) for name, heads in layout.items()})
         self._check()
 
@@ -66,6 +67,10 @@ class AdapterConfig:
             if not ok:
                 raise AdapterError(f"adapter config: {name} = {getattr(self, name)!r} is not supported; use {allowed}")
 
+        for item in fields(self):
+            value = getattr(self, item.name)
+            need(item.type is not bool or isinstance(value, bool), item.name, "true or false")
+            need(item.type is not float or type(value) in (int, float), item.name, "a number")
         need(isinstance(self.rank, int) and self.rank > 0, "rank", "a positive integer")
         need(
             isinstance(self.num_state_heads, int) and self.num_state_heads > 0, "num_state_heads", "a positive integer"
@@ -106,4 +111,8 @@ class AdapterConfig:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise AdapterError(f"adapter config: unknown fields {unknown}; known are {sorted(known)}")
-        return cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in data.items()})
+        values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in data.items()}
+        try:
+            return cls(**values)
+        except (AttributeError, TypeError) as error:
+            raise AdapterError(f"adapter config: a field has a value of a wrong type ({error})") from error

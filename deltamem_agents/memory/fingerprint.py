@@ -14,7 +14,7 @@ DIGITS = 16
 
 
 def adapter_fingerprint(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> str:
-    """Hash of the live config fields and of every value (as float32, so that it does not depend on the file's dtype)."""
+    """Hash of the live config fields and of every value (as float32: the dtype of the file does not matter)."""
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -35,7 +35,17 @@ def backbone_fingerprint(model: nn.Module) -> str:
             flat = parameter.detach().flatten()
             step = max(1, flat.numel() // SAMPLES)
             sampled.append(flat[::step][:SAMPLES].to(torch.bfloat16))
-    for device in {s.device for s in sampled}:
-        joined = torch.cat([s for s in sampled if s.device == device])
-        digest.update(joined.view(torch.int16).cpu().numpy().tobytes())
+    for part in _to_cpu(sampled):
+        digest.update(part.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:DIGITS]
+
+
+def _to_cpu(parts: list[Tensor]) -> list[Tensor]:
+    """The same tensors on the CPU, in the same order, with one transfer for each device."""
+    moved: list[Tensor] = list(parts)
+    for device in {p.device for p in parts}:
+        here = [i for i, p in enumerate(parts) if p.device == device]
+        joined = torch.cat([parts[i] for i in here]).cpu()
+        for i, part in zip(here, joined.split([parts[i].numel() for i in here]), strict=True):
+            moved[i] = part
+    return moved

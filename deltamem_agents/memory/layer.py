@@ -18,9 +18,13 @@ class DeltaMemLayer(nn.Module):
         β_t = σ(W_β x_t + b_β)       λ_t = 1 - β_t, or σ(W_λ x_t + b_λ)
         Δ_t = (alpha / rank) A S_{t-1} q_t      for each corrected projection
 
-    Parameters carry the official names: memory_{q,k,v}_proj (R, D), beta_proj and lambda_proj (G, D), their biases (G,),
-    delta_{q,k,v,o}_proj (out, R), delta_o_rmsnorm_weight (out,), delta_scale_raw (1,) or (number of corrected heads,).
+    Parameters carry the official names: memory_{q,k,v}_proj (R, D), beta_proj and lambda_proj (G, D), their biases
+    (G,), delta_{q,k,v,o}_proj (out, R), delta_o_rmsnorm_weight (out,), delta_scale_raw: one number, or one for each
+    corrected head (official files: always four, for q, k, v, o).
     """
+
+    delta_o_rmsnorm_weight: Tensor
+    delta_scale_raw: Tensor
 
     def __init__(self, config: AdapterConfig, hidden_size: int, outputs: Mapping[str, int]) -> None:
         """``outputs``: output width of each projection, by its letter."""
@@ -51,7 +55,9 @@ class DeltaMemLayer(nn.Module):
         Returns:
             reads (B, T, R) float32 and the new state (B, H, r, r).
         """
-        q = self._queries(x)
+        if token_mask is not None:  # a query of zero reads nothing, and NaN in padding reaches no gradient
+            x = torch.where(token_mask[..., None], x, torch.zeros_like(x))
+        q = self._address(x, "memory_q_proj")
         if write_mask is None:
             reads, final = delta_read(q, state), state
         else:
@@ -60,13 +66,10 @@ class DeltaMemLayer(nn.Module):
             if self.config.memory_write_granularity == "token":
                 reads, final = delta_scan(q, *self._writes(x), state, write_mask)
             elif segment_ids is None:
-                raise AdapterError(
-                    f"a {self.config.memory_write_granularity} adapter writes one mean per segment: give segment_ids (B, T)"
-                )
+                kind = self.config.memory_write_granularity
+                raise AdapterError(f"a {kind} adapter writes one mean per segment: give segment_ids (B, T)")
             else:
                 reads, final = self._scan_segments(x, q, state, write_mask, segment_ids, packed)
-        if token_mask is not None:
-            reads = reads * token_mask[..., None, None]
         return reads.flatten(2), final
 
     def correction(self, head: str, reads: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,9 +103,6 @@ class DeltaMemLayer(nn.Module):
     def _address(self, x: Tensor, name: str) -> Tensor:
         heads = self._split(self._project(x, name))
         return normalize(torch.tanh(heads), dim=-1) if self.config.normalize_qk else heads
-
-    def _queries(self, x: Tensor) -> Tensor:
-        return self._address(x, "memory_q_proj")
 
     def _gate(self, x: Tensor, name: str) -> Tensor:
         gate = torch.sigmoid(self._project(x, f"{name}_proj") + getattr(self, f"{name}_bias").float())

@@ -6,6 +6,7 @@ the computation; every other field is archived and accepted at its default alone
 
 import json
 import pickle
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,8 @@ from .config import HEADS, AdapterConfig
 OFFICIAL_CONFIG = "delta_mem_config.json"
 OFFICIAL_WEIGHTS = "delta_mem_adapter.pt"
 
-LIVE = frozenset(
-    "rank alpha normalize_qk couple_lambda state_update_mode rankwise_gates num_state_heads memory_write_granularity "
-    "target_layers delta_heads delta_o_rmsnorm delta_o_rmsnorm_eps trainable_delta_scale delta_scale_max "
-    "delta_scale_granularity".split()
-)
-INITIAL = frozenset(
-    {"beta_bias_init", "lambda_bias_init", "output_init", "delta_scale_init"}
-)  # matter before training only
+LIVE = frozenset(f.name for f in fields(AdapterConfig)) - {"sub_states"}
+INITIAL = frozenset({"beta_bias_init", "lambda_bias_init", "output_init", "delta_scale_init"})  # before training only
 ARCHIVED: dict[str, Any] = {
     "base_slice_ref_width": 8,
     "online_gain": 1.0,
@@ -64,12 +59,20 @@ ARCHIVED: dict[str, Any] = {
 def load_official(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor], str | None]:
     """Config, tensors and (if the config names it) backbone of an official adapter folder. Raises AdapterError."""
     try:
-        document = json.loads((folder / OFFICIAL_CONFIG).read_text())
+        document = read_object(folder / OFFICIAL_CONFIG)
     except (OSError, ValueError) as error:
         raise AdapterError(f"{folder / OFFICIAL_CONFIG} cannot be read ({error}): fetch it again") from error
     backbone = document.pop("base_model_name_or_path", None)
     config = _live_config(document, folder / OFFICIAL_CONFIG)
     return config, _weights(folder / OFFICIAL_WEIGHTS, config), backbone
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; ValueError when it is anything else."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return document
 
 
 def _live_config(document: dict[str, Any], path: Path) -> AdapterConfig:

@@ -1,5 +1,6 @@
 """MemoryState: what one batch of agents remembers, as tensors with names, and as bytes."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,8 +34,8 @@ class Fingerprint:
             mine, theirs = getattr(self, part), getattr(other, part)
             if mine != theirs:
                 raise FingerprintMismatch(
-                    f"the state was made by {part} {theirs}, this model has {part} {mine}: load the {part} that made the "
-                    "state, or write its messages again into a new state"
+                    f"the state was made by {part} {theirs}, this model has {part} {mine}: load the {part} that made "
+                    "the state, or write its messages again into a new state"
                 )
 
 
@@ -88,13 +89,12 @@ class MemoryState:
         if set(part.tensors) != set(self.tensors):
             raise StateError(f"sub-state {name!r} covers other layers: {sorted(set(part.tensors) ^ set(self.tensors))}")
         for key, t in self.tensors.items():
-            want, got = (
-                (t.shape[0], heads, *t.shape[2:]),
-                (part.tensors[key].shape[0], theirs, *part.tensors[key].shape[2:]),
-            )
-            if want != got or part.tensors[key].dtype != t.dtype:
+            other = part.tensors[key]
+            want = (t.shape[0], heads, *t.shape[2:])
+            got = (other.shape[0], theirs, *other.shape[2:])
+            if want != got or other.dtype != t.dtype:
                 raise StateError(
-                    f"sub-state {name!r} of {key}: expected shape {want} {t.dtype}, got {got} {part.tensors[key].dtype}"
+                    f"sub-state {name!r} of {key}: expected shape {want} {t.dtype}, got {got} {other.dtype}"
                 )
 
     def reset(self, name: str | None = None) -> "MemoryState":
@@ -127,6 +127,9 @@ class MemoryState:
             first.fingerprint.check(other.fingerprint)
             if dict(other.sub_states) != dict(first.sub_states) or set(other.tensors) != set(first.tensors):
                 raise StateError(f"states of different layouts: {dict(first.sub_states)} and {dict(other.sub_states)}")
+            for name, t in first.tensors.items():
+                if (t.shape[1:], t.dtype) != (other.tensors[name].shape[1:], other.tensors[name].dtype):
+                    raise StateError(f"states of {name} differ: {_describe(t)} and {_describe(other.tensors[name])}")
         return first._map(lambda name, _: torch.cat([s.tensors[name] for s in states]))
 
     def to(self, device: torch.device | str) -> "MemoryState":
@@ -137,14 +140,15 @@ class MemoryState:
         return self._map(lambda _, t: t.detach())
 
     def to_bytes(self) -> bytes:
-        """Safetensors bytes; layout and fingerprint stand in the file's metadata."""
+        """Safetensors bytes; layout, fingerprint and a checksum stand in the file's metadata."""
         meta = {
             "format": FORMAT,
             "sub_states": json.dumps({name: list(heads) for name, heads in self.sub_states.items()}),
             "adapter": self.fingerprint.adapter,
             "backbone": self.fingerprint.backbone,
         }
-        return save_safetensors({n: t.detach().cpu().contiguous() for n, t in self.tensors.items()}, metadata=meta)
+        tensors = {n: t.detach().cpu().contiguous() for n, t in self.tensors.items()}
+        return save_safetensors(tensors, metadata=meta | {"sha256": _checksum(meta, tensors)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "MemoryState":
@@ -152,17 +156,32 @@ class MemoryState:
         try:
             tensors = load_safetensors(data)
             meta = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-        except (SafetensorError, ValueError, KeyError) as error:
+            if meta.get("format") == FORMAT:
+                heads = {name: tuple(heads) for name, heads in json.loads(meta["sub_states"]).items()}
+                fingerprint, said = Fingerprint(meta["adapter"], meta["backbone"]), meta.pop("sha256")
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise StateError(
-                f"these {len(data)} bytes are not a memory state ({error}): restore them from a backup"
+                f"these {len(data)} bytes are not a memory state ({error!r}): restore them from a backup"
             ) from error
         if meta.get("format") != FORMAT:
             raise StateError(
                 f"memory state format {meta.get('format')!r} is not {FORMAT!r}: use the version that wrote it"
             )
-        layout = {name: tuple(heads) for name, heads in json.loads(meta["sub_states"]).items()}
-        state = cls(tensors, layout, Fingerprint(meta["adapter"], meta["backbone"]))
         for name, t in tensors.items():
             if t.dtype != torch.float32 or t.ndim != 4:
-                raise StateError(f"memory state {name}: expected (B, H, r, r) float32, got {tuple(t.shape)} {t.dtype}")
-        return state
+                raise StateError(f"memory state {name}: expected (B, H, r, r) float32, got {_describe(t)}")
+        if not tensors or _checksum(meta, tensors) != said:
+            raise StateError(f"these {len(data)} bytes do not match their checksum: restore them from a backup")
+        return cls(tensors, heads, fingerprint)
+
+
+def _describe(t: Tensor) -> str:
+    return f"{tuple(t.shape)} {t.dtype}"
+
+
+def _checksum(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {_describe(tensors[name])}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()

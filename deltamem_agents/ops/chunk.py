@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .mask import neutralise
+
 CHUNK = 32
 
 
@@ -24,11 +26,7 @@ def chunk_delta_scan(
     """Same arguments, results and gradients as :func:`naive_delta_scan`, computed ``chunk_size`` tokens at a time."""
     length = q.shape[1]
     chunks = -(-length // chunk_size)
-    if write_mask is not None:
-        mask = write_mask[..., None]
-        keep = torch.where(mask, keep, torch.ones_like(keep))
-        erase = torch.where(mask, erase, torch.zeros_like(erase))
-        write = torch.where(mask, write, torch.zeros_like(write))
+    k, v, keep, erase, write = neutralise(k, v, keep, erase, write, write_mask)
 
     def split(x: Tensor, fill: float = 0.0) -> Tensor:  # (B, T, H, r) -> (B, H, N, C, r)
         x = pad(x.to(state.dtype), (0, 0, 0, 0, 0, chunks * chunk_size - length), value=fill)
@@ -46,10 +44,7 @@ def chunk_delta_scan(
     rhs_state = (gate * start_before.transpose(3, 4))[..., None] * k[:, :, :, None]  # (B, H, N, r, C, r)
     rhs = torch.cat([(write * v).transpose(3, 4)[..., None], rhs_state], dim=-1)
     solved = torch.linalg.solve_triangular(system + identity, rhs, upper=False, unitriangular=True)
-    told, corrected = (
-        solved[..., 0],
-        solved[..., 1:],
-    )  # update_j = told_j - corrected_j · (row of S at the chunk's start)
+    told, corrected = solved[..., 0], solved[..., 1:]  # update_j = told_j - corrected_j · (row of S at the start)
     attention = before * (q @ k.transpose(3, 4))[:, :, :, None]  # (B, H, N, r, C, C)
 
     initial, reads = state, []

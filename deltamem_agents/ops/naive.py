@@ -7,6 +7,8 @@ values and its columns index keys.
 import torch
 from torch import Tensor
 
+from .mask import neutralise
+
 
 def naive_delta_scan(
     q: Tensor,
@@ -35,6 +37,7 @@ def naive_delta_scan(
         reads (B, T, H, r) and the state after the last token (B, H, r, r), in the dtype of ``state``.
     """
     reads = []
+    k, v, keep, erase, write = neutralise(k, v, keep, erase, write, write_mask)
     q, k, v, keep, erase, write = (x.to(state.dtype) for x in (q, k, v, keep, erase, write))
     for t in range(q.shape[1]):
         reads.append(torch.einsum("bhij,bhj->bhi", state, q[:, t]))

@@ -1,7 +1,6 @@
 """One entry for the recurrence: which form runs is decided here and nowhere else."""
 
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from .chunk import chunk_delta_scan
 from .naive import naive_delta_scan
 
+HAS_TRITON = find_spec("triton") is not None  # once: the choice must not break a compiled graph
 SHORT = 8  # up to this many tokens (decoding) the plain loop is the fastest form on CPU
 
 
@@ -29,6 +29,8 @@ def delta_scan(
     Args:
         form: "naive", "chunk" or "triton" forces a form; None takes the best one for the device and length.
     """
+    if form is not None and form not in _FORMS:
+        raise ValueError(f"no form {form!r} of the scan here; there are {', '.join(_FORMS)}")
     with torch.autocast(q.device.type, enabled=False):
         return _FORMS[form or choose_form(q)](q, k, v, keep, erase, write, state, write_mask)
 
@@ -41,24 +43,16 @@ def delta_read(q: Tensor, state: Tensor) -> Tensor:
 
 def choose_form(q: Tensor) -> str:
     """The form that :func:`delta_scan` takes for queries like ``q`` (B, T, H, r)."""
-    if q.is_cuda and _has_triton():
+    if q.is_cuda and HAS_TRITON:
         return "triton"
     return "naive" if q.shape[1] <= SHORT else "chunk"
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
-def _triton(*args: Tensor | None) -> tuple[Tensor, Tensor]:
-    from .triton_scan import triton_delta_scan
-
-    return triton_delta_scan(*args)  # type: ignore[arg-type]
 
 
 _FORMS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "naive": naive_delta_scan,
     "chunk": chunk_delta_scan,
-    "triton": _triton,
 }
+if HAS_TRITON:
+    from .triton_scan import triton_delta_scan
+
+    _FORMS["triton"] = triton_delta_scan

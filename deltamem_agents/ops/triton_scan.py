@@ -1,8 +1,8 @@
 """The recurrence as Triton kernels, forward and backward, for CUDA devices.
 
-One program walks the tokens of one (row, state head) with its r x r state in registers. The forward pass keeps the state
-only at every CHUNK-th token; the backward pass recomputes the states of one chunk at a time into a small scratch buffer,
-so no (B, T, r, r) history is ever stored. No atomics: results do not change from run to run.
+One program walks the tokens of one (row, state head) with its r x r state in registers. The forward pass keeps the
+state only at every CHUNK-th token; the backward pass recomputes the states of one chunk at a time into a small scratch
+buffer, so no (B, T, r, r) history is ever stored. No atomics: results do not change from run to run.
 """
 
 from typing import Any
@@ -12,11 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .mask import neutralise
+
 CHUNK = 64
 
 
 @triton.jit
-def _forward_kernel(
+def _forward_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, keep_ptr, erase_ptr, write_ptr, s0_ptr, out_ptr, s_ptr, ckpt_ptr,
     T, H, N, R: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
@@ -44,7 +46,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _backward_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, keep_ptr, erase_ptr, write_ptr, ckpt_ptr, scratch_ptr, dout_ptr, ds_ptr,
     dq_ptr, dk_ptr, dv_ptr, dkeep_ptr, derase_ptr, dwrite_ptr, ds0_ptr,
     T, H, N, R: tl.constexpr, P: tl.constexpr, C: tl.constexpr,
@@ -167,11 +169,7 @@ def triton_delta_scan(
     write_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Same arguments, results and gradients as :func:`naive_delta_scan`; float32 inside, tensors on a CUDA device."""
-    if write_mask is not None:
-        mask = write_mask[..., None]
-        keep = torch.where(mask, keep, torch.ones_like(keep))
-        erase = torch.where(mask, erase, torch.zeros_like(erase))
-        write = torch.where(mask, write, torch.zeros_like(write))
+    k, v, keep, erase, write = neutralise(k, v, keep, erase, write, write_mask)
     tensors = (x.float().contiguous() for x in (q, k, v, keep, erase, write, state))
     reads, final, _ = _forward(*tensors)
     return reads, final

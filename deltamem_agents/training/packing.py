@@ -53,9 +53,14 @@ class Batch:
     memory: Packed
     asked: Packed
     reset: dict[str, Tensor]  # name -> (B,) bool
+    answer_at: Tensor  # (M,) int64, positions in the flattened conversation rows whose next token is to be learnt
+    answers: Tensor  # (M,) int64, those tokens; -100 fills up
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(self.memory.to(device), self.asked.to(device), {k: v.to(device) for k, v in self.reset.items()})
+        reset = {name: rows.to(device) for name, rows in self.reset.items()}
+        return Batch(
+            self.memory.to(device), self.asked.to(device), reset, self.answer_at.to(device), self.answers.to(device)
+        )
 
 
 def pack_rows(
@@ -115,7 +120,8 @@ class Shape:
     contexts: int
     memory_tokens: int
     asked_tokens: int
-    sequences: int = 64  # a row, on average
+    answer_tokens: int  # a row, on average
+    sequences: int = 160  # a row, on average
 
     def fits(self, record: EncodedRecord) -> bool:
         few = len(record.memory) < self.sequences
@@ -139,4 +145,13 @@ def pack_batch(records: Sequence[EncodedRecord], shape: Shape, pad: int, names: 
         [r.memory for r in records], shape.memory_tokens, limit, pad, routes=[r.routes for r in records], names=names
     )
     reset = {name: torch.tensor([name in r.reset for r in records]) for name in names}
-    return Batch(memory, pack_rows(asked, shape.asked_tokens, limit, pad, label_starts=starts), reset)
+    conversations = pack_rows(asked, shape.asked_tokens, limit, pad, label_starts=starts)
+    return Batch(memory, conversations, reset, *_answers(conversations.labels, shape.contexts * shape.answer_tokens))
+
+
+def _answers(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Positions and tokens to learn, cut or filled up to ``count``."""
+    at = torch.nonzero(labels.flatten() != IGNORE).flatten()[:count]
+    tokens = labels.flatten()[at]
+    fill = count - len(at)
+    return torch.cat([at, at.new_zeros(fill)]), torch.cat([tokens, tokens.new_full((fill,), IGNORE)])

@@ -1,0 +1,59 @@
+"""How calls run: threads, batches that expect each other, errors as LangChain names them."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from functools import partial
+from typing import Any, TypeVar
+
+from langchain_core.exceptions import ContextOverflowError
+
+from ..engine.coalesce import ROWS
+from ..errors import ContextOverflow
+
+T = TypeVar("T")
+
+expected: ContextVar[int] = ContextVar("expected", default=1)
+"""How many calls of the same batch come at about the same time."""
+
+_threads = ThreadPoolExecutor(ROWS, thread_name_prefix="deltamem")
+
+
+class PromptTooLong(ContextOverflow, ContextOverflowError):
+    """A prompt does not fit into the context window, as this library and as LangChain names it."""
+
+
+@contextmanager
+def overflow() -> Iterator[None]:
+    """ContextOverflow becomes :class:`PromptTooLong`."""
+    try:
+        yield
+    except ContextOverflow as error:
+        raise PromptTooLong(str(error)) from error
+
+
+@contextmanager
+def expecting(callers: int) -> Iterator[None]:
+    """Calls inside the ``with`` are ``callers`` that may be answered in one batch."""
+    token = expected.set(max(callers, 1))
+    try:
+        yield
+    finally:
+        expected.reset(token)
+
+
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Run a function in a thread, with this task's context variables."""
+    context = copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_threads, partial(context.run, function, *args))
+
+
+def choice_of(choice: Any) -> str | None:
+    """A tool choice in any of LangChain's and OpenAI's forms: None, "auto", "none", "any", or a tool's name."""
+    if isinstance(choice, dict):
+        choice = choice.get("function", choice).get("name")
+    known: dict[Any, str | None] = {True: "any", False: None, "required": "any"}
+    found: str | None = known.get(choice, choice)
+    return found

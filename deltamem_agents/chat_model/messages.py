@@ -1,0 +1,151 @@
+"""LangChain's messages to the engine's and back, and to entries of the journal."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, ToolMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+
+from ..engine import Engine, Generation
+from ..engine.tool_calls import CLOSE, OPEN
+from ..store import Entry
+
+ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
+SAID_ELSEWHERE = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking")
+
+
+def to_message(message: BaseMessage) -> dict[str, Any]:
+    """The engine's form of one message.
+
+    Raises:
+        ValueError: a role that no chat template has, or content that is not text.
+    """
+    kind = message.type.removesuffix("MessageChunk").lower()
+    role = message.role if isinstance(message, ChatMessage) else ROLES.get(kind, kind)
+    plain: dict[str, Any] = {"role": ROLES.get(role, role), "content": text_of(message.content)}
+    if isinstance(message, AIMessage):
+        calls = [{"id": c["id"], "name": c["name"], "arguments": c["args"]} for c in message.tool_calls]
+        plain |= {"tool_calls": calls} if calls else {}
+    if isinstance(message, ToolMessage):
+        plain["tool_call_id"] = message.tool_call_id
+        plain |= {"name": message.name} if message.name else {}
+    return plain
+
+
+def text_of(content: str | Sequence[str | dict[Any, Any]]) -> str:
+    """The text of a content: a string, or blocks. Raises ValueError on images and other blocks that are not text."""
+    if isinstance(content, str):
+        return content
+    parts = []
+    for block in content:
+        if isinstance(block, str):
+            parts.append(block)
+        elif block.get("type") == "text" or (set(block) == {"text"}):
+            parts.append(str(block["text"]))
+        elif block.get("type") == "json" or "type" not in block:
+            parts.append(json.dumps(block, ensure_ascii=False, default=str))
+        elif block["type"] not in SAID_ELSEWHERE:
+            raise ValueError(f"content of type {block['type']!r} is not supported: this model reads text only")
+    return "".join(parts)
+
+
+def to_entries(
+    messages: Sequence[BaseMessage], engine: Engine, routes: Sequence[Sequence[str]] | None = None
+) -> list[Entry]:
+    """Journal entries of the messages that are to be remembered, with the sub-states that each is written to.
+
+    Summaries and empty messages are left out. A message's ``additional_kwargs["sub_state"]`` (a name or several)
+    overrides the default of its role; ``routes``, one for each message, overrides both.
+    """
+    if routes is not None and len(routes) != len(messages):
+        raise ValueError(f"{len(routes)} routes for {len(messages)} messages: give one for each, or None")
+    entries = []
+    for i, message in enumerate(messages):
+        plain = to_message(message)
+        if message.additional_kwargs.get("lc_source") == "summarization":
+            continue
+        if not plain["content"] and not plain.get("tool_calls"):
+            continue
+        names = routes[i] if routes is not None else _route(message, plain, engine)
+        payload = {key: plain[key] for key in ("tool_calls", "tool_call_id", "name") if key in plain}
+        entries.append(
+            Entry(
+                role=plain["role"],
+                content=plain["content"],
+                sub_states=tuple(names),
+                message_id=message.id,
+                source=message.name,
+                payload=payload or None,
+            )
+        )
+    return entries
+
+
+def from_entry(entry: Entry) -> dict[str, Any]:
+    """The engine's form of a journal entry: what was written, to write it again."""
+    return {"role": entry.role, "content": entry.content, **(entry.payload or {})}
+
+
+def _route(message: BaseMessage, plain: dict[str, Any], engine: Engine) -> tuple[str, ...]:
+    named = message.additional_kwargs.get("sub_state")
+    if named is None or len(engine.sub_states) == 1:
+        return engine.route(plain)
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def last_turn(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """What was said to the model since its last reply: human and tool messages."""
+    turn: list[BaseMessage] = []
+    for message in reversed(messages):
+        if isinstance(message, AIMessage):
+            break
+        if to_message(message)["role"] in ("user", "tool"):
+            turn.insert(0, message)
+    return turn
+
+
+def to_reply(generation: Generation, metadata: dict[str, Any]) -> AIMessage:
+    """The whole answer."""
+    return AIMessage(
+        content=generation.text,
+        tool_calls=[tool_call(name=c["name"], args=c["arguments"], id=c["id"]) for c in generation.tool_calls],
+        invalid_tool_calls=[
+            invalid_tool_call(name=c["name"], args=_as_it_was(c), id=c["id"], error=c["error"])
+            for c in generation.invalid_tool_calls
+        ],
+        usage_metadata=_usage(generation),
+        response_metadata=_metadata(generation, metadata),
+    )
+
+
+def to_last_chunk(text: str, generation: Generation, metadata: dict[str, Any]) -> AIMessageChunk:
+    """The end of a streamed answer: its last text, all tool calls, usage."""
+    calls = [(c["name"], json.dumps(c["arguments"]), c["id"]) for c in generation.tool_calls]
+    calls += [(c["name"], _as_it_was(c), c["id"]) for c in generation.invalid_tool_calls]
+    return AIMessageChunk(
+        content=text,
+        tool_call_chunks=[
+            tool_call_chunk(name=name, args=args, id=identity, index=i)
+            for i, (name, args, identity) in enumerate(calls)
+        ],
+        usage_metadata=_usage(generation),
+        response_metadata=_metadata(generation, metadata),
+        chunk_position="last",
+    )
+
+
+def _as_it_was(call: dict[str, Any]) -> str:
+    """The whole markup of a malformed call: LangChain would complete its JSON alone and take it for a valid call."""
+    return f"{OPEN}\n{call['arguments']}\n{CLOSE}"
+
+
+def _usage(generation: Generation) -> UsageMetadata:
+    prompt, completion = generation.prompt_tokens, generation.completion_tokens
+    return UsageMetadata(input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion)
+
+
+def _metadata(generation: Generation, metadata: dict[str, Any]) -> dict[str, Any]:
+    errors = [call["error"] for call in generation.invalid_tool_calls]
+    return {**metadata, "finish_reason": generation.finish_reason} | ({"tool_call_errors": errors} if errors else {})

@@ -1,0 +1,1 @@
+"""The command line: ``deltamem``, one subcommand a file."""

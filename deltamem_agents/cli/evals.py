@@ -1,0 +1,43 @@
+"""``deltamem eval``: how much a memory holds."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import DEFAULT, AdapterOption, examples, quiet_libraries
+
+app = typer.Typer(
+    help="Measure what the memory holds.",
+    no_args_is_help=True,
+    epilog=examples("deltamem eval recall --questions 50", "deltamem eval recall --out results.json"),
+)
+
+
+@app.callback()
+def _root() -> None:
+    pass
+
+
+@app.command(
+    epilog=examples(
+        "deltamem eval recall --questions 50",
+        "deltamem eval recall --adapter runs/worldops --out results.json",
+        "deltamem eval recall --no-baselines",
+    )
+)
+def recall(
+    adapter: AdapterOption = DEFAULT,
+    questions: Annotated[int, typer.Option(help="Questions for each cell.", min=1)] = 200,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
+    cell: Annotated[list[str] | None, typer.Option("--cell", help="Only this cell (repeatable).")] = None,
+    baselines: Annotated[bool, typer.Option(help="Also answer without memory and with text.")] = True,
+) -> None:
+    """Tell sessions that training never saw, ask about them with nothing in the prompt, and count exact answers."""
+    quiet_libraries()
+
+    from ..evals.recall import run_recall
+
+    run_recall(adapter, questions, out, cell or None, baselines, typer.echo)
+    if out is not None:
+        typer.echo(f"results: {out}")

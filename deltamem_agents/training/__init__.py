@@ -1,0 +1,1 @@
+"""Training: the world to learn in, backbones, adapters."""

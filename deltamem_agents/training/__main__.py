@@ -1,0 +1,25 @@
+"""Train from a recipe without the command-line extras: ``python -m deltamem_agents.training RECIPE --out FOLDER``."""
+
+import argparse
+
+import yaml
+
+from .build import STAGES, build
+from .recipe import load_recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--stage", choices=STAGES, action="append", help="only this stage (repeatable)")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. adapter.train.steps=100")
+    parser.add_argument("--time-limit", type=float, help="seconds; a checkpoint is written, run again to go on")
+    args = parser.parse_args()
+    overrides = {name: yaml.safe_load(value) for name, _, value in (item.partition("=") for item in args.set)}
+    recipe = load_recipe(args.recipe, overrides)
+    build(recipe, args.out, stages=tuple(args.stage or STAGES), time_limit=args.time_limit)
+
+
+if __name__ == "__main__":
+    main()

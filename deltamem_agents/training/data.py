@@ -1,0 +1,151 @@
+"""Batches for training: made in worker processes, the same for the same seed and step whatever the number of workers."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..errors import RecipeError
+from .chat_format import render
+from .encoding import EncodedRecord, Encoder
+from .packing import IGNORE, Batch, Packed, Shape, pack_batch
+from .recipe import WORLD, Recipe, TrainRecipe
+from .records import Record, read_records
+from .world import rng_for, world_dialogues, world_record
+
+Make = Callable[[int], Any]
+PATIENCE = 200  # records looked at for one that fits
+
+
+class _Steps(IterableDataset[Any]):
+    """Items of the steps ``start``, ``start + 1``, …; worker i of n makes every n-th."""
+
+    def __init__(self, make: Make, start: int, stop: int) -> None:
+        self.make, self.start, self.stop = make, start, stop
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in range(self.start + first, self.stop, stride):
+            yield self.make(step)
+
+
+def batches(make: Make, start: int, stop: int, workers: int) -> Iterable[Any]:
+    """``make(step)`` for the steps from ``start`` to ``stop``, in order, prefetched by ``workers`` processes."""
+    more: dict[str, Any] = {"prefetch_factor": 4, "pin_memory": False} if workers else {}
+    return DataLoader(_Steps(make, start, stop), batch_size=None, num_workers=workers, **more)
+
+
+class AdapterBatches:
+    """Batches for the adapter, from the world or from a JSONL file of records."""
+
+    def __init__(self, recipe: Recipe, train: TrainRecipe, tokenizer: Any, sub_states: tuple[str, ...]) -> None:
+        self.seed, self.train, self.names = recipe.seed, train, sub_states
+        self.encoder = Encoder(tokenizer, sub_states)
+        if recipe.data == WORLD and tokenizer.chat_template and "generation" in tokenizer.chat_template:
+            self.encoder.render = _render_fast  # type: ignore[method-assign]
+        self.file: list[EncodedRecord] | None = None
+        if recipe.data != WORLD:
+            self.file = [self.encoder.record(r) for r in read_records(Path(recipe.path(recipe.data)))]
+        self.shapes = [
+            Shape(train.rows, length, train.asked_tokens, train.answer_tokens) for length in sorted(train.memory_tokens)
+        ]
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of one step: all its records need the same row length."""
+        rng = Random(f"{self.seed}/{step}")
+        source = self._records(rng, step)
+        first = self._next(source, self.shapes[-1], 0)
+        shape = next(s for s in self.shapes if s.fits(first))
+        below = max((s.memory_tokens for s in self.shapes if s.memory_tokens < shape.memory_tokens), default=-1)
+        chosen = [first] + [self._next(source, shape, below) for _ in range(shape.contexts - 1)]
+        return pack_batch(chosen, shape, self.encoder.pad, self.names)
+
+    def _next(self, source: Iterator[EncodedRecord], shape: Shape, below: int) -> EncodedRecord:
+        for _ in range(PATIENCE):
+            record = next(source)
+            if shape.fits(record) and sum(map(len, record.memory)) > below:
+                return record
+        raise RecipeError(
+            f"{PATIENCE} records in a row do not fit: a memory may have {shape.memory_tokens} tokens (memory_tokens) "
+            "and needs a conversation (asked_tokens)"
+        )
+
+    def _records(self, rng: Random, step: int) -> Iterator[EncodedRecord]:
+        index = 0
+        while True:
+            if self.file is not None:
+                yield rng.choice(self.file)
+            else:
+                own = rng_for(self.seed, index, f"train/{step}")
+                yield self.encoder.record(world_record(own, self.train.most_facts, self.train.questions))
+            index += 1
+
+
+def _render_fast(messages: list[dict[str, Any]], tools: Any = None, prompt: bool = False) -> str:
+    return render(messages, tools, prompt)
+
+
+class BackboneBatches:
+    """Rows of dialogues for the backbone: (Packed, weights (B, T) float32)."""
+
+    def __init__(self, recipe: Recipe, train: TrainRecipe, tokenizer: Any) -> None:
+        self.seed, self.train = recipe.seed, train
+        self.encoder = Encoder(tokenizer, ())
+        self.vocab = range(16, len(tokenizer))
+
+    def __call__(self, step: int) -> tuple[Packed, Tensor]:
+        """Fill the rows one after the other; a dialogue that does not fit in the rest of a row begins the next one."""
+        rows: list[list[tuple[list[int], list[float]]]] = [[]]
+        room, index = self.train.length, 0
+        while True:
+            for ids, weights in self._sequences(rng_for(self.seed, index, f"backbone/{step}")):
+                if len(ids) > self.train.length:
+                    continue
+                if len(ids) > room:
+                    if len(rows) == self.train.rows:
+                        return self._pack(rows)
+                    rows.append([])
+                    room = self.train.length
+                rows[-1].append((ids, weights))
+                room -= len(ids)
+            index += 1
+
+    def _sequences(self, rng: Random) -> Iterator[tuple[list[int], list[float]]]:
+        for messages, tools, answers in world_dialogues(rng, self.train.most_facts, self.train.questions):
+            texts = [render([], tools)] if tools else []
+            own = [render(messages[:1], tools)] if tools and messages[0]["role"] == "system" else None
+            texts = own or texts
+            body = messages[1:] if own else messages
+            answers = {i - (1 if own else 0) for i in answers}
+            ids: list[int] = []
+            weights: list[float] = []
+            pieces = self.encoder.texts(texts + [render([m]) for m in body])
+            for number, piece in enumerate(pieces, -len(texts)):
+                ids += piece
+                learnt = 1.0 if number in answers else self.train.other_weight
+                weights += [self.train.other_weight] * min(3, len(piece)) + [learnt] * (len(piece) - 3)
+            yield ids, weights
+        if rng.random() < 3 * self.train.random_share:
+            once = rng.choices(self.vocab, k=rng.randint(8, 96))
+            yield once + once, [0.0] * len(once) + [1.0] * len(once)
+
+    def _pack(self, rows: list[list[tuple[list[int], list[float]]]]) -> tuple[Packed, Tensor]:
+        from .packing import pack_rows
+
+        sequences = [[ids for ids, _ in row] for row in rows]
+        starts = [[1] * len(row) for row in rows]
+        limit = self.train.rows * (self.train.length // 16)
+        packed = pack_rows(sequences, self.train.length, limit, self.encoder.pad, label_starts=starts)
+        weights = np.zeros(packed.input_ids.shape, np.float32)
+        for b, row in enumerate(rows):
+            at = 0
+            for ids, own in row:
+                weights[b, at : at + len(ids) - 1] = own[1:]
+                at += len(ids)
+        return packed, torch.from_numpy(weights) * (packed.labels != IGNORE)
