@@ -125,7 +125,8 @@ def _events(child: "subprocess.Popen[str]", job: Mapping[str, Any]) -> Iterator[
 
 def _print_event(event: Mapping[str, Any]) -> None:
     lines = {
-        "said": "  user:    {text}\n  agent:   {answer}",
+        "user": "  user:    {text}",
+        "agent": "  agent:   {text}",
         "call": "  calls:   {name} {arguments}",
         "result": "  result:  {text}",
         "report": "  reports: {text}",

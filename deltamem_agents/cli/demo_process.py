@@ -83,13 +83,14 @@ def _tools(records: Mapping[str, Mapping[str, str]]) -> list[Any]:
 def _listen(agent: Any, told: Sequence[str], name: str, tell: Tell) -> None:
     """Say each message in a conversation of its own."""
     for text in told:
+        tell(event="user", text=text)
         result = agent.invoke({"messages": [("user", text)]}, {"configurable": {"agent_id": name}})
         for message in result["messages"]:
             for call in getattr(message, "tool_calls", ()):
                 tell(event="call", name=call["name"], arguments=call["args"])
             if message.type == "tool":
                 tell(event="result", text=message.text)
-        tell(event="said", text=text, answer=result["messages"][-1].text)
+        tell(event="agent", text=result["messages"][-1].text)
 
 
 def _work(model: Any, task: Mapping[str, Any], name: str, tell: Tell) -> None:

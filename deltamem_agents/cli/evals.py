@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DEFAULT, AdapterOption, examples, quiet_libraries
+from .options import DEFAULT, AdapterOption, examples, quiet_libraries, table
 
 app = typer.Typer(
     help="Measure what the memory holds.",
@@ -31,13 +31,22 @@ def recall(
     questions: Annotated[int, typer.Option(help="Questions for each cell.", min=1)] = 200,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
     cell: Annotated[list[str] | None, typer.Option("--cell", help="Only this cell (repeatable).")] = None,
-    baselines: Annotated[bool, typer.Option(help="Also answer without memory and with text.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also answer without memory, and with all in the prompt.")] = True,
 ) -> None:
-    """Tell sessions that training never saw, ask about them with nothing in the prompt, and count exact answers."""
+    """Recall of the memory, as a share of exact answers.
+
+    Tell sessions that training never saw, ask about them with nothing in the prompt, and count exact answers.
+    """
     quiet_libraries()
 
     from ..evals.recall import run_recall
 
-    run_recall(adapter, questions, out, cell or None, baselines, typer.echo)
+    document = run_recall(adapter, questions, out, cell or None, baselines, typer.echo)
+    names = ("memory", "no_memory", "full_context", "aim")
+    rows = [
+        (name, row["title"], *(f"{row[key]:.1%}" if key in row else "-" for key in names))
+        for name, row in document["cells"].items()
+    ]
+    table("Exact answers", ("cell", "", "memory", "without", "all in the prompt", "aim"), rows)
     if out is not None:
         typer.echo(f"results: {out}")

@@ -10,6 +10,7 @@ from .chunk import chunk_delta_scan
 from .naive import naive_delta_scan
 
 HAS_TRITON = find_spec("triton") is not None  # once: the choice must not break a compiled graph
+WIDE = 96  # rows of all states, above which the loop is the faster form on CPU without gradients
 SHORT = 8  # up to this many tokens (decoding) the plain loop is the fastest form on CPU
 
 
@@ -42,10 +43,17 @@ def delta_read(q: Tensor, state: Tensor) -> Tensor:
 
 
 def choose_form(q: Tensor) -> str:
-    """The form that :func:`delta_scan` takes for queries like ``q`` (B, T, H, r)."""
+    """The form that :func:`delta_scan` takes for queries like ``q`` (B, T, H, r).
+
+    Without gradients on CPU the loop wins as soon as one step has enough to do: it touches (B, H, r, r) numbers a
+    token, the chunks (B, H, 32, 32, r) a chunk.
+    """
     if q.is_cuda and HAS_TRITON:
         return "triton"
-    return "naive" if q.shape[1] <= SHORT else "chunk"
+    batch, length, heads, rank = q.shape
+    if length <= SHORT or (not torch.is_grad_enabled() and batch * heads * rank > WIDE):
+        return "naive"
+    return "chunk"
 
 
 _FORMS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

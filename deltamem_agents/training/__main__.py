@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--out", required=True)
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this stage (repeatable)")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. adapter.train.steps=100")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="adapter.train.steps=100")
     parser.add_argument("--time-limit", type=float, help="seconds; a checkpoint is written, run again to go on")
     args = parser.parse_args()
     overrides = {name: yaml.safe_load(value) for name, _, value in (item.partition("=") for item in args.set)}

@@ -35,8 +35,9 @@ def packed_attention(
         out = scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1, scale=scaling)
         return out.transpose(1, 2), None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        flat = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-        return _varlen(*flat, cu_seqlens, max_seqlen, scaling).unflatten(0, (query.shape[0], query.shape[2])), None
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+        out = _varlen(q, k, v, cu_seqlens, max_seqlen, scaling)
+        return out.unflatten(0, (query.shape[0], query.shape[2])), None
     mask = block_causal_mask(cu_seqlens, query.shape[0], query.shape[2])
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling).transpose(1, 2), None
 
@@ -53,7 +54,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int, s
     options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in _VARLEN_OPTIONS else {"is_causal": True}
     if "scale" in _VARLEN_OPTIONS:
         options["scale"] = scale
-    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
+    out: Any = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options)
+    return out
 
 
 _VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)  # they differ between torch 2.11 and 2.13

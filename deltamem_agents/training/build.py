@@ -2,8 +2,8 @@
 
     python -m deltamem_agents.training adapters/worldops-msw/recipe.yaml --out runs/worldops
 
-The folder then holds ``backbone/`` (weights in bfloat16 and tokenizer; only for a backbone of our own), ``adapter/``, the
-recipe, and ``runs/`` with logs, plots and checkpoints.
+The folder then holds ``backbone/`` (weights in bfloat16 and tokenizer; only for a backbone of our own), ``adapter/``
+and ``runs/`` with logs, plots and checkpoints.
 """
 
 import shutil
@@ -48,10 +48,10 @@ def build(
     deadline = None if time_limit is None else time.monotonic() + time_limit
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.set_float32_matmul_precision("high")
-    if "backbone" in stages and recipe.backbone.path is None and not (out / "backbone" / "config.json").is_file():
-        if not _build_backbone(recipe, out, where, deadline):
-            say(f"stopped at the time limit; run again to go on ({out / 'runs' / 'backbone'})")
-            return False
+    lacking = recipe.backbone.path is None and not (out / "backbone" / "config.json").is_file()
+    if "backbone" in stages and lacking and not _build_backbone(recipe, out, where, deadline):
+        say(f"stopped at the time limit; run again to go on ({out / 'runs' / 'backbone'})")
+        return False
     if "adapter" in stages and not (out / "adapter" / "deltamem_config.json").is_file():
         model, tokenizer = load_backbone(recipe, out, where)
         adapter = train_adapter(recipe, model, tokenizer, out / "runs" / "adapter", deadline)
@@ -87,5 +87,5 @@ def load_backbone(recipe: Recipe, out: Path, device: torch.device) -> tuple[Any,
     tokenizer = AutoTokenizer.from_pretrained(path)
     own = recipe.backbone.path is None
     dtype = torch.float32 if own or recipe.adapter.train.dtype == "fp32" else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=PACKED_ATTENTION)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=PACKED_ATTENTION)
     return model.to(device), tokenizer

@@ -1,7 +1,7 @@
 """The chat format of our own backbones: Qwen's (Hermes) template without thinking, and a tokenizer that speaks it.
 
-The template is prefix-stable: rendering one more message only appends. So a message rendered alone, as memory writes do,
-is exactly its part of a whole dialogue. ``render`` is the same template in plain Python, for generators of training data.
+The template is prefix-stable: rendering one more message only appends. So a message rendered alone, as memory writes
+do, is exactly its part of a whole dialogue. ``render`` is the same template in plain Python, for training data.
 """
 
 import json
@@ -25,8 +25,7 @@ TOOLS_TAIL = (
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
 
-CHAT_TEMPLATE = (
-    """\
+CHAT_TEMPLATE = """\
 {%- if tools %}
     {{- '<|im_start|>system\\n' }}
     {%- if messages and messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{% endif %}
@@ -58,10 +57,11 @@ CHAT_TEMPLATE = (
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
 """.replace("TOOLS_HEAD", repr(TOOLS_HEAD)).replace("TOOLS_TAIL", repr(TOOLS_TAIL))
-)
 
 
-def render(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, prompt: bool = False) -> str:
+def render(
+    messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, prompt: bool = False
+) -> str:
     """What ``apply_chat_template`` gives with :data:`CHAT_TEMPLATE`."""
     parts = []
     if tools:

@@ -1,4 +1,4 @@
-"""Batches for training: made in worker processes, the same for the same seed and step whatever the number of workers."""
+"""Batches for training, made in worker processes: the same for the same seed and step, whatever their number."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from .chat_format import render
 from .encoding import EncodedRecord, Encoder
 from .packing import IGNORE, Batch, Packed, Shape, pack_batch
 from .recipe import WORLD, Recipe, TrainRecipe
-from .records import Record, read_records
+from .records import read_records
 from .world import rng_for, world_dialogues, world_record
 
 Make = Callable[[int], Any]
@@ -51,10 +51,17 @@ class AdapterBatches:
             self.encoder.render = _render_fast  # type: ignore[method-assign]
         self.file: list[EncodedRecord] | None = None
         if recipe.data != WORLD:
-            self.file = [self.encoder.record(r) for r in read_records(Path(recipe.path(recipe.data)))]
+            self.file = list(self._encoded(Path(recipe.path(recipe.data))))
         self.shapes = [
             Shape(train.rows, length, train.asked_tokens, train.answer_tokens) for length in sorted(train.memory_tokens)
         ]
+
+    def _encoded(self, path: Path) -> Iterator[EncodedRecord]:
+        for number, record in enumerate(read_records(path), 1):
+            try:
+                yield self.encoder.record(record)
+            except RecipeError as error:
+                raise RecipeError(f"{path}, record {number}: {error}") from error
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step: all its records need the same row length."""
@@ -83,7 +90,9 @@ class AdapterBatches:
                 yield rng.choice(self.file)
             else:
                 own = rng_for(self.seed, index, f"train/{step}")
-                yield self.encoder.record(world_record(own, self.train.most_facts, self.train.questions))
+                record = world_record(own, self.train.most_facts, self.train.questions)
+                if set(record.reset) <= set(self.names):  # what cannot be emptied is not forgotten
+                    yield self.encoder.record(record)
             index += 1
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import RecipeError
 from .records import Conversation, Record
 
 
@@ -27,8 +28,8 @@ class EncodedRecord:
 class Encoder:
     """Encodes records with one tokenizer and its chat template.
 
-    A message without ``sub_state`` is written to every sub-state, as is one that names a sub-state of an adapter that has
-    only one (the published adapters).
+    A message without ``sub_state`` is written to every sub-state, as is any message when the adapter has only one (the
+    published adapters).
     """
 
     def __init__(self, tokenizer: Any, sub_states: Sequence[str]) -> None:
@@ -37,6 +38,8 @@ class Encoder:
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def record(self, record: Record) -> EncodedRecord:
+        """Raises RecipeError for a sub-state that the adapter has not."""
+        self._check(record.reset)
         memory = self.texts([self.render([m]) for m in record.memory])
         prompts, answers = [], []
         for conversation in record.conversations:
@@ -74,4 +77,10 @@ class Encoder:
         named = message.get("sub_state")
         if named is None or len(self.sub_states) == 1:
             return self.sub_states
-        return (named,) if isinstance(named, str) else tuple(named)
+        names = (named,) if isinstance(named, str) else tuple(named)
+        self._check(names)
+        return names
+
+    def _check(self, names: Sequence[str]) -> None:
+        if unknown := [name for name in names if name not in self.sub_states]:
+            raise RecipeError(f"no sub-state {unknown[0]!r} in the adapter; it has {sorted(self.sub_states)}")

@@ -82,7 +82,8 @@ class Run:
         self._last, accuracy = torch.stack(self._losses).mean(dim=0).tolist()
         self._losses.clear()
         if not math.isfinite(self._last):
-            raise RecipeError(f"the loss is {self._last} at step {self.step}: lower lr or raise warmup; see {self.folder}")
+            advice = f"lower lr or raise warmup; see {self.folder}"
+            raise RecipeError(f"the loss is {self._last} at step {self.step}: {advice}")
         now = time.monotonic()
         per_step = (now - self._logged[1]) / max(1, self.step - self._logged[0])
         self._logged = (self.step, now)

@@ -1,8 +1,8 @@
 """From records to tensors: many short sequences packed into rows of a fixed length.
 
-A row is one memory. Its messages are sequences of their own (attention never crosses them, positions begin at 0 in each),
-exactly as they are written one after the other at run time; only the state runs through. The conversations asked of that
-memory are packed into a second row in the same way.
+A row is one memory. Its messages are sequences of their own (attention never crosses them, positions begin at 0 in
+each), exactly as they are written one after the other at run time; only the state runs through. The conversations asked
+of that memory are packed into a second row in the same way.
 """
 
 from collections.abc import Sequence
@@ -125,14 +125,18 @@ class Shape:
 
     def fits(self, record: EncodedRecord) -> bool:
         few = len(record.memory) < self.sequences
-        return few and sum(map(len, record.memory)) <= self.memory_tokens and bool(record.asked)
+        some = any(len(ids) <= self.asked_tokens for ids, _ in record.asked)
+        return few and some and sum(map(len, record.memory)) <= self.memory_tokens
 
 
 def pack_batch(records: Sequence[EncodedRecord], shape: Shape, pad: int, names: Sequence[str]) -> Batch:
     """One step's batch; conversations that do not fit ``asked_tokens`` are left out, in their order."""
-    asked, starts = [], []
+    asked: list[list[list[int]]] = []
+    starts: list[list[int]] = []
     for record in records:
-        room, row, row_starts = shape.asked_tokens, [], []
+        room = shape.asked_tokens
+        row: list[list[int]] = []
+        row_starts: list[int] = []
         for ids, start in record.asked:
             if len(ids) <= room and len(row) < shape.sequences - 1:
                 row.append(ids)

@@ -1,7 +1,7 @@
 """Training a small backbone from scratch, to read dialogues: the frozen model that an adapter then gets.
 
-What made in-context recall appear at all: many questions at the end of each dialogue, loss almost only on the answers, and
-sequences of random tokens that are said twice (docs/decisions.md has the numbers).
+What made in-context recall appear at all: many questions at the end of each dialogue, loss almost only on the answers,
+and sequences of random tokens that are said twice (docs/decisions.md has the numbers).
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from .attention import PACKED_ATTENTION
 from .chat_format import TOOLS_HEAD, TOOLS_TAIL, train_tokenizer
@@ -31,7 +31,7 @@ def world_tokenizer(recipe: Recipe) -> Any:
     return train_tokenizer(texts + declarations * 30, recipe.tokenizer.vocab_size)
 
 
-def new_backbone(recipe: Recipe, tokenizer: Any) -> PreTrainedModel:
+def new_backbone(recipe: Recipe, tokenizer: Any) -> Any:
     """An untrained Qwen3 model with the recipe's architecture."""
     fields: dict[str, Any] = {"max_position_embeddings": 8192, "tie_word_embeddings": True, "rope_theta": 10000.0}
     config = Qwen3Config(

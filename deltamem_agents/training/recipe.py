@@ -11,9 +11,11 @@ Unknown fields are refused by name. Relative paths are relative to the recipe.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from contextlib import suppress
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -124,65 +126,63 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise RecipeError(f"recipe {path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {path} must be a mapping of fields")
+    data = _long_form(data)
     for dotted, value in (overrides or {}).items():
         _set(data, dotted.split("."), value)
-    if isinstance(data.get("backbone"), str):
-        data["backbone"] = {"path": data["backbone"]}
+        data = _long_form(data)
     recipe: Recipe = _parse(Recipe, data | {"folder": str(path.parent)}, "")
     if recipe.backbone.path is None and recipe.backbone.train is None:
         raise RecipeError("recipe field backbone needs a 'path', or an 'architecture' with 'train'")
     return recipe
 
 
+def _long_form(data: dict[str, Any]) -> dict[str, Any]:
+    """A backbone given by its path alone is a mapping as well."""
+    own = data.get("backbone")
+    return data | {"backbone": {"path": own}} if isinstance(own, str) else data
+
+
 def _set(data: dict[str, Any], parts: list[str], value: Any) -> None:
     for part in parts[:-1]:
         data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise RecipeError(f"recipe field {'.'.join(parts)} cannot be set: {part} = {data!r} is not a mapping")
     data[parts[-1]] = value
-
-
-_NESTED: dict[tuple[type, str], type] = {
-    (Recipe, "adapter"): AdapterRecipe,
-    (Recipe, "backbone"): BackboneRecipe,
-    (Recipe, "tokenizer"): TokenizerRecipe,
-    (AdapterRecipe, "train"): TrainRecipe,
-    (BackboneRecipe, "train"): TrainRecipe,
-}
 
 
 def _parse(kind: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
-        raise RecipeError(f"recipe field {where or 'top level'} must be a mapping, got {data!r}")
-    known = {f.name: f for f in fields(kind)}
-    if unknown := sorted(set(data) - set(known)):
-        raise RecipeError(f"unknown recipe field {where}{unknown[0]}; known are {sorted(set(known) - {'folder'})}")
-    values = {}
-    for name, value in data.items():
-        nested = _NESTED.get((kind, name))
-        if nested is not None and value is not None:
-            values[name] = _parse(nested, value, f"{where}{name}.")
-        else:
-            values[name] = _cast(known[name].default, value, f"{where}{name}")
+        raise RecipeError(f"recipe field {where.rstrip('.') or 'top level'} must be a mapping, got {data!r}")
+    types = get_type_hints(kind)
+    if unknown := sorted(set(data) - set(types)):
+        raise RecipeError(f"unknown recipe field {where}{unknown[0]}; known are {sorted(set(types) - {'folder'})}")
+    values = {name: _cast(types[name], value, f"{where}{name}") for name, value in data.items()}
     try:
         return kind(**values)
     except TypeError as error:
         raise RecipeError(f"recipe {where.rstrip('.') or 'top level'}: {error}") from error
 
 
-def _cast(default: Any, value: Any, where: str) -> Any:
-    """``value`` in the type of the field's default."""
-    if isinstance(default, tuple):
-        items = value if isinstance(value, list) else [value]
-        return tuple(_cast(default[0], item, where) for item in items)
-    if isinstance(default, Path):
+def _cast(wanted: Any, value: Any, where: str) -> Any:
+    """``value`` as a field of the type ``wanted``. Numbers may be text: YAML reads 1e-3 as a string."""
+    if is_dataclass(wanted):
+        return _parse(cast(type, wanted), value, f"{where}.")
+    if isinstance(wanted, UnionType):  # X | None
+        return None if value is None else _cast(get_args(wanted)[0], value, where)
+    if get_origin(wanted) is tuple:
+        return tuple(
+            _cast(get_args(wanted)[0], item, where) for item in (value if isinstance(value, list) else [value])
+        )
+    if wanted is Path:
         return Path(value)
-    if isinstance(default, bool | int | float) and value is not None:
-        wanted = type(default)
-        if isinstance(value, str) or isinstance(value, bool) != (wanted is bool):
-            try:
-                return wanted(float(value)) if wanted is not bool else {"true": True, "false": False}[str(value).lower()]
-            except (ValueError, KeyError) as error:
-                raise RecipeError(f"recipe field {where} = {value!r} is not a {wanted.__name__}") from error
-        if wanted is int and value != int(value):
-            raise RecipeError(f"recipe field {where} = {value!r} is not a whole number")
-        return wanted(value)
-    return value
+    if wanted in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            number = float(value)
+            if wanted is float or number == int(number):
+                return wanted(number)
+    elif wanted is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    elif wanted not in (int, float, bool) and isinstance(value, get_origin(wanted) or wanted):
+        return value
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise RecipeError(f"recipe field {where} = {value!r} is not {names.get(wanted, 'a mapping')}")

@@ -7,8 +7,9 @@ One JSON object a line:
      "tools": […], "reset": ["task_progress"]}
 
 ``messages`` is what the model sees: a conversation that ends with the assistant message to learn, or a list of such
-conversations, all asked of the same memory (the cheap way: the memory is written once). ``tools`` and ``reset`` (sub-states
-emptied after writing) may be left out; a conversation with tools of its own is {"messages": […], "tools": […]}.
+conversations, all asked of the same memory (the cheap way: the memory is written once). ``tools`` and ``reset``
+(sub-states emptied after writing) may be left out; a conversation with tools of its own is
+{"messages": […], "tools": […]}.
 """
 
 import json
@@ -39,25 +40,35 @@ class Record:
     reset: tuple[str, ...] = ()
 
 
-def parse_record(data: dict[str, Any], where: str) -> Record:
+def parse_record(data: Any, where: str) -> Record:
     """A Record from one JSON object; RecipeError says what is wrong and ``where``."""
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where}: a record must be a JSON object, got {data!r}")
     memory, seen = data.get("memory", []), data.get("messages")
     if not isinstance(memory, list) or not isinstance(seen, list) or not seen:
         raise RecipeError(f"{where}: expected lists 'memory' and 'messages' (not empty), got keys {sorted(data)}")
     tools = data.get("tools")
-    if "role" in seen[0]:
+    if isinstance(seen[0], dict) and "role" in seen[0]:
         seen = [seen]
     conversations = []
     for item in seen:
-        own = {"messages": item, "tools": tools} if isinstance(item, list) else item
-        messages = own.get("messages") or []
-        if not messages or messages[-1].get("role") != "assistant":
+        own = item if isinstance(item, dict) else {"messages": item}
+        messages = _messages(own.get("messages") or [], where)
+        if not messages or messages[-1]["role"] != "assistant":
             raise RecipeError(f"{where}: a conversation must end with the assistant message to learn")
         conversations.append(Conversation(messages, own.get("tools", tools)))
-    for message in memory:
-        if "role" not in message or not ("content" in message or "tool_calls" in message):
-            raise RecipeError(f"{where}: a memory message needs 'role' and 'content', got {sorted(message)}")
-    return Record(memory, conversations, tuple(data.get("reset", ())))
+    reset = data.get("reset") or []
+    return Record(_messages(memory, where), conversations, (reset,) if isinstance(reset, str) else tuple(reset))
+
+
+def _messages(items: Any, where: str) -> list[Message]:
+    """``items``, or RecipeError when they are no list of messages."""
+    if not isinstance(items, list):
+        raise RecipeError(f"{where}: expected a list of messages, got {items!r}")
+    for item in items:
+        if not isinstance(item, dict) or "role" not in item or not ("content" in item or "tool_calls" in item):
+            raise RecipeError(f"{where}: a message needs 'role' and 'content', got {item!r}")
+    return items
 
 
 def read_records(path: str | Path) -> Iterator[Record]:

@@ -55,7 +55,12 @@ def initial_adapter(recipe: Recipe, own: AdapterRecipe, model: nn.Module) -> Ada
     """A fresh adapter, or the one that the recipe goes on from, widened to the recipe's state heads."""
     config = AdapterConfig.from_dict(own.config)
     fresh = new_adapter(
-        model, config, beta_bias=own.beta_bias, output_std=own.output_std, seed=recipe.seed, backbone=recipe.backbone.path
+        model,
+        config,
+        beta_bias=own.beta_bias,
+        output_std=own.output_std,
+        seed=recipe.seed,
+        backbone=recipe.backbone.path,
     )
     return fresh if own.init is None else widen(load_adapter(recipe.path(own.init)), fresh)
 
@@ -63,13 +68,13 @@ def initial_adapter(recipe: Recipe, own: AdapterRecipe, model: nn.Module) -> Ada
 def widen(adapter: Adapter, fresh: Adapter) -> Adapter:
     """``adapter`` with the state heads that ``fresh`` has beyond it: they begin as they are in ``fresh``.
 
-    With corrections of the new heads at 0 the widened adapter computes what ``adapter`` did. Raises RecipeError when the
-    two differ in more than their state heads.
+    With corrections of the new heads at 0 the widened adapter computes what ``adapter`` did. Raises RecipeError when
+    the two differ in more than their state heads.
     """
     old, new = adapter.config, fresh.config
     same = replace(old, num_state_heads=new.num_state_heads, sub_states=new.sub_states)
     if same != new or any(len(new.sub_states.get(n, ())) < len(heads) for n, heads in old.sub_states.items()):
-        raise RecipeError("adapter.init must differ from adapter.config in having fewer state heads, and in nothing else")
+        raise RecipeError("adapter.init must have fewer state heads than adapter.config, and differ in nothing else")
     pairs = [(a, b) for n, heads in old.sub_states.items() for a, b in zip(heads, new.sub_states[n], strict=False)]
     tensors = {}
     for key, value in fresh.tensors.items():
@@ -114,7 +119,7 @@ def write_packed(model: nn.Module, memory: DeltaMemory, state: MemoryState, rows
     return bound.state
 
 
-def _decode(model: nn.Module, rows: Packed) -> Tensor:
+def _decode(model: Any, rows: Packed) -> Tensor:
     """Last hidden states (B, T, D) of packed rows."""
     out = model.base_model(
         input_ids=rows.input_ids,

@@ -1,9 +1,9 @@
 """The world to learn in: a seeded generator of sessions of a project-operations assistant.
 
-    facts.py  the kinds of fact and how they are said      tasks.py  plans, reports and questions of progress
-    tools.py  tools, calls and results                     talk.py   small talk
-    session.py  one session                                questions.py  what is asked of it
-    source.py  random sessions for training
+facts.py  the kinds of fact and how they are said      tasks.py  plans, reports and questions of progress
+tools.py  tools, calls and results                     talk.py   small talk
+session.py  one session                                questions.py  what is asked of it
+source.py  random sessions for training
 """
 
 from .questions import Question, fact_questions, never_told, task_questions, without_memory

@@ -211,7 +211,9 @@ KINDS: tuple[Kind, ...] = (
     _kind("me", "badge", "badge number | badge", w.number(10000, 99999), "I wear badge {v}.", "Which badge do I wear?"),
     _kind("me", "hobby", "hobby | favourite pastime", w.of("chess", "climbing", "painting", "sailing", "gardening", "archery", "pottery", "fencing"), "In my free time I do {v}.", "What do I do in my free time?"),
 )  # fmt: skip
-BY_ENTITY: dict[str, tuple[Kind, ...]] = {e: tuple(k for k in KINDS if k.entity == e) for e in {k.entity for k in KINDS}}
+BY_ENTITY: dict[str, tuple[Kind, ...]] = {
+    e: tuple(k for k in KINDS if k.entity == e) for e in {k.entity for k in KINDS}
+}
 
 
 @dataclass(frozen=True)

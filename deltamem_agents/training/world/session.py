@@ -18,7 +18,14 @@ MESSAGES_A_TURN = 3  # at most so many facts in one message
 _GROUPS = ("service", "person", "project", "team", "customer", "ticket", "me")
 _GROUP_WEIGHTS = (5, 3, 3, 1, 1.5, 1, 2.5)
 _START = ("New task for you: {g}.", "Please take care of this: {g}.", "Your next job: {g}.", "Let us {g}.")
-_GO_ON = ("Please go on.", "Continue with the task.", "Carry on.", "Next step, please.", "Keep going.", "How is the task going?")
+_GO_ON = (
+    "Please go on.",
+    "Continue with the task.",
+    "Carry on.",
+    "Next step, please.",
+    "Keep going.",
+    "How is the task going?",
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,9 @@ def _spread(rng: Random, events: list[Event]) -> list[Event]:
 def _tool_groups(rng: Random, told: Sequence[Fact], count: int) -> list[list[Fact]]:
     """Facts told by tools, those of one entity together."""
     groups: dict[str, list[Fact]] = {}
-    for fact in rng.sample([f for f in told if f.kind.entity != "me"], k=len([f for f in told if f.kind.entity != "me"])):
+    for fact in rng.sample(
+        [f for f in told if f.kind.entity != "me"], k=len([f for f in told if f.kind.entity != "me"])
+    ):
         if sum(map(len, groups.values())) < count:
             groups.setdefault(fact.entity, []).append(fact)
     return list(groups.values())
@@ -201,7 +210,11 @@ def _asked(rng: Random) -> Callable[[Session], None]:
     """A question within the session, about a fact told so far or one that was not."""
 
     def happen(session: Session) -> None:
-        fact = rng.choice(list(session.facts.values())) if session.facts and rng.random() < 0.8 else next(new_facts(rng, 1))
+        fact = (
+            rng.choice(list(session.facts.values()))
+            if session.facts and rng.random() < 0.8
+            else next(new_facts(rng, 1))
+        )
         known = session.facts.get(fact.key)
         say(session, "user", fact.ask(rng), FACTS)
         say(session, "assistant", known.value if known else UNKNOWN, TASK)

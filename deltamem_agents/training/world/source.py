@@ -5,7 +5,16 @@ from random import Random
 from typing import Any
 
 from ..records import Conversation, Record
-from .questions import NO_MEMORY, TASK_ABOUT, Question, dressed, fact_questions, never_told, task_questions, without_memory
+from .questions import (
+    NO_MEMORY,
+    TASK_ABOUT,
+    Question,
+    dressed,
+    fact_questions,
+    never_told,
+    task_questions,
+    without_memory,
+)
 from .session import TASK, UNKNOWN, Session, Spec, new_session
 
 Message = dict[str, Any]
@@ -61,7 +70,9 @@ def world_records(seed: int, most_facts: int = 16, questions: int = 12) -> Itera
         index += 1
 
 
-def world_dialogues(rng: Random, most_facts: int = 16, questions: int = 10) -> Iterator[tuple[list[Message], Any, set[int]]]:
+def world_dialogues(
+    rng: Random, most_facts: int = 16, questions: int = 10
+) -> Iterator[tuple[list[Message], Any, set[int]]]:
     """Dialogues for the backbone out of one session: (messages, tools, indices of the answers to learn).
 
     The session with its questions at the end; one of them asked out of the blue (the answer is then "I don't know.");
@@ -76,7 +87,9 @@ def world_dialogues(rng: Random, most_facts: int = 16, questions: int = 10) -> I
         answers.add(len(flat) - 1)
     yield flat, None, answers
     blue = rng.choice(asked).text
-    alone = dressed(rng, Question("never_told", [{"role": "user", "content": blue}, {"role": "assistant", "content": UNKNOWN}]))
+    alone = dressed(
+        rng, Question("never_told", [{"role": "user", "content": blue}, {"role": "assistant", "content": UNKNOWN}])
+    )
     yield alone.messages, alone.tools, {len(alone.messages) - 1}
     own = dressed(rng, without_memory(rng, rng.choice(NO_MEMORY)))
     yield own.messages, own.tools, {len(own.messages) - 1}

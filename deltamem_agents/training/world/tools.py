@@ -95,7 +95,11 @@ def random_action(rng: Random) -> ToolTurn:
         request = rng.choice(_RESTART).format(e=service)
         return ToolTurn(RESTART, request, {"name": service}, '{"status": "ok"}', f"Restarted {service}.")
     if which == 1:
-        title, priority, number = rng.choice(_TITLES).format(s=service), rng.choice(("low", "medium", "high")), w.ticket(rng)
+        title, priority, number = (
+            rng.choice(_TITLES).format(s=service),
+            rng.choice(("low", "medium", "high")),
+            w.ticket(rng),
+        )
         arguments, request = {"title": title, "priority": priority}, rng.choice(_OPEN).format(t=title, p=priority)
         return ToolTurn(OPEN_TICKET, request, arguments, json.dumps({"ticket": number}), f"Opened {number}.")
     to, text = new_entity(rng, "person"), rng.choice(_TEXTS).format(s=service)
@@ -106,6 +110,6 @@ def random_action(rng: Random) -> ToolTurn:
 def declared(rng: Random, needed: Tool | None = None, most: int = 3) -> list[Tool]:
     """Some tools in random order, ``needed`` among them."""
     others = rng.sample([t for t in TOOLS if t is not needed], rng.randint(0 if needed else 1, most - 1))
-    chosen = others + [needed] if needed else others
+    chosen = [*others, needed] if needed else others
     rng.shuffle(chosen)
     return chosen

@@ -1,0 +1,1 @@
+"""Evaluations: what the memory recalls, beside the same model without it and with everything in its context."""
