@@ -69,14 +69,14 @@ def to_entries(
         if not plain["content"] and not plain.get("tool_calls"):
             continue
         names = routes[i] if routes is not None else _route(message, plain, engine)
-        payload = {key: plain[key] for key in ("tool_calls", "tool_call_id", "name") if key in plain}
+        payload: dict[str, Any] = {key: plain[key] for key in ("tool_calls", "tool_call_id", "name") if key in plain}
         entries.append(
             Entry(
                 role=plain["role"],
                 content=plain["content"],
                 sub_states=tuple(names),
                 message_id=message.id,
-                source=message.name,
+                source=message.additional_kwargs.get("source") or message.name,
                 payload=payload or None,
             )
         )

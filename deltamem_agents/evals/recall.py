@@ -2,9 +2,9 @@
 
     deltamem eval recall --out adapters/worldops-msw/results.json
 
-Sessions come from seeds that training never used. A session is written message by message, as agents do; the answer counts
-when it is exactly the whole value. Beside the memory stand the backbone that sees the question alone, and the backbone that
-sees the whole dialogue before it.
+Sessions come from seeds that training never used. A session is written message by message, as agents do; the answer
+counts when it is exactly the whole value. Beside the memory stand the backbone that sees the question alone, and the
+backbone that sees the whole dialogue before it.
 """
 
 import json
@@ -71,7 +71,9 @@ CELLS: tuple[Cell, ...] = (
     Cell("facts_4", "4 facts told", 0.97, Spec(facts=4), _facts(4)),
     Cell("facts_8", "8 facts told", 0.95, Spec(facts=8), _facts(8)),
     Cell("facts_16", "16 facts told", 0.85, Spec(facts=16), _facts(16)),
-    Cell("small_talk_30", "8 facts, then 30 turns of small talk", 0.90, Spec(facts=8, talk=30, talk_last=True), _facts(8)),
+    Cell(
+        "small_talk_30", "8 facts, then 30 turns of small talk", 0.90, Spec(facts=8, talk=30, talk_last=True), _facts(8)
+    ),
     Cell("updated", "an updated fact: the new value", 0.93, Spec(facts=8, updates=3), _facts(3, "updated")),
     Cell("tool", "told by a tool result", 0.95, Spec(facts=8, from_tools=4), _facts(8, "tool")),
     Cell("task", "task progress (current, done, next) after 3-8 steps", 0.95, Spec(facts=4), _task(), task=True),
@@ -79,10 +81,15 @@ CELLS: tuple[Cell, ...] = (
     Cell("held_out", "8 facts, held-out phrasings", 0.85, Spec(facts=8, held_out=True), _facts(8, held_out=True)),
     Cell("reset_facts", "facts after reset of task_progress", 0.95, Spec(facts=8), _facts(8), task=True, reset=True),
     Cell(
-        "reset_task", 'task after reset of task_progress: "I don\'t know."', 0.95, Spec(facts=8), _task(True), task=True,
+        "reset_task",
+        'task after reset of task_progress: "I don\'t know."',
+        0.95,
+        Spec(facts=8),
+        _task(True),
+        task=True,
         reset=True,
     ),
-)  # fmt: skip
+)
 
 
 def run_recall(

@@ -1,4 +1,4 @@
-"""The contract as tests. A backend proves itself by inheriting :class:`StoreContract` and giving it a ``store`` fixture.
+"""The contract as tests. A backend inherits :class:`StoreContract` and gives it a ``store`` fixture.
 
 class TestMyStore(StoreContract):
     @pytest.fixture
@@ -40,9 +40,9 @@ class StoreContract:
         for call in (store.agent, store.history, store.journal, store.delete):
             with pytest.raises(AgentNotFound, match="'a'"):
                 call("a")
-        for call in (store.version, store.load):
+        for read in (store.version, store.load):
             with pytest.raises(VersionNotFound, match="'v'"):
-                call("v")
+                read("v")
 
     def test_commit_is_read_back(self, store: Store) -> None:
         entries = [note("ein Wort ⚑", message_id="m1", source="t"), note("", "tool", payload={"a": [1, None]})]

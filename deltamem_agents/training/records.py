@@ -54,8 +54,8 @@ def parse_record(data: Any, where: str) -> Record:
     for item in seen:
         own = item if isinstance(item, dict) else {"messages": item}
         messages = _messages(own.get("messages") or [], where)
-        if not messages or messages[-1]["role"] != "assistant":
-            raise RecipeError(f"{where}: a conversation must end with the assistant message to learn")
+        if len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise RecipeError(f"{where}: a conversation is a question, and at its end the assistant message to learn")
         conversations.append(Conversation(messages, own.get("tools", tools)))
     reset = data.get("reset") or []
     return Record(_messages(memory, where), conversations, (reset,) if isinstance(reset, str) else tuple(reset))

@@ -36,7 +36,7 @@ def tokenizer() -> Any:
 
 
 @settings(max_examples=150, deadline=None)
-@given(MESSAGES, st.none() | st.lists(TOOL | st.sampled_from(TOOLS), max_size=2), st.booleans())
+@given(MESSAGES.filter(bool), st.none() | st.lists(TOOL | st.sampled_from(TOOLS), max_size=2), st.booleans())
 def test_render_is_the_chat_template(messages: Messages, tools: Any, prompt: bool) -> None:
     template = tokenizer().apply_chat_template(messages, tools, tokenize=False, add_generation_prompt=prompt)
     assert render(messages, tools, prompt) == template
@@ -88,7 +88,10 @@ def test_the_tokenizer_ends_turns_pads_on_the_left_and_keeps_to_its_size() -> No
     own = tokenizer()
     assert (own.eos_token, own.pad_token, own.padding_side) == (END, CONTROL[0], "left")
     assert len(own) <= 400
-    assert own.decode(own(render([{"role": "user", "content": "Hi"}]))["input_ids"], skip_special_tokens=True)[-3:] == "Hi\n"
+    assert (
+        own.decode(own(render([{"role": "user", "content": "Hi"}]))["input_ids"], skip_special_tokens=True)[-3:]
+        == "Hi\n"
+    )
 
 
 def test_it_is_the_same_after_saving(tmp_path: Any) -> None:
@@ -96,7 +99,10 @@ def test_it_is_the_same_after_saving(tmp_path: Any) -> None:
 
     tokenizer().save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    messages = [{"role": "user", "content": "The port is 8443 <tool_call> é"}, {"role": "assistant", "content": "Noted."}]
+    messages = [
+        {"role": "user", "content": "The port is 8443 <tool_call> é"},
+        {"role": "assistant", "content": "Noted."},
+    ]
     text = loaded.apply_chat_template(messages, tokenize=False)
     assert text == render(messages)
     assert loaded(text)["input_ids"] == tokenizer()(text)["input_ids"]
@@ -104,9 +110,7 @@ def test_it_is_the_same_after_saving(tmp_path: Any) -> None:
 
 def test_the_template_marks_what_the_assistant_says() -> None:
     messages = [{"role": "user", "content": "Which port?"}, {"role": "assistant", "content": "8443"}]
-    out = tokenizer().apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    out = tokenizer().apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     said = [i for i, own in zip(out["input_ids"], out["assistant_masks"], strict=True) if own]
     assert tokenizer().decode(said) == f"8443{END}"
     assert START not in tokenizer().decode(said)

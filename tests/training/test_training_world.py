@@ -55,13 +55,17 @@ def texts_of(record: Record) -> list[str]:
 
 def pattern(frame: str, kind_nouns: tuple[str, ...], entity: str = ".+?", value: str = ".+?") -> re.Pattern[str]:
     """A frame as a regular expression; the value is its group 1."""
-    text = re.escape(frame).replace(r"\{n\}", f"(?:{'|'.join(map(re.escape, sorted(kind_nouns, key=len, reverse=True)))})")
+    text = re.escape(frame).replace(
+        r"\{n\}", f"(?:{'|'.join(map(re.escape, sorted(kind_nouns, key=len, reverse=True)))})"
+    )
     text = text.replace(r"\{e\}", entity).replace(r"\{v\}", f"({value})")
     return re.compile(text, re.IGNORECASE)
 
 
 def stated(fact: Fact, text: str) -> list[str]:
     """The values that ``text``, one sentence, may tell of the fact's kind and entity."""
+    if fact.entity.lower() not in text.lower():
+        return []
     frames = [*fact.kind.statements(), *fact.kind.statements(held_out=True), *fact.kind.updates()]
     found = [pattern(f, fact.kind.nouns, re.escape(fact.entity)).fullmatch(text) for f in frames]
     return [match.group(1) for match in found if match]
@@ -137,7 +141,7 @@ def test_held_out_phrasings_are_used_when_asked_for() -> None:
 
 
 def test_the_last_statement_of_each_fact_contains_its_value() -> None:
-    for _, session in sessions(150, Spec(facts=8, updates=3, alone=True, acknowledge=0.3)):
+    for _, session in sessions(60, Spec(facts=8, updates=3, alone=True, acknowledge=0.3)):
         said = [m["content"] for m in session.messages if m["role"] == "user"]
         for fact in session.facts.values():
             told = [values for text in said if (values := stated(fact, text))]
@@ -148,7 +152,7 @@ def test_the_last_statement_of_each_fact_contains_its_value() -> None:
 
 
 def test_after_an_update_only_the_new_value_is_said() -> None:
-    for _, session in sessions(spec=replace(BUSY, questions=0)):
+    for _, session in sessions(60, replace(BUSY, questions=0)):
         assert len(session.replaced) == 3
         for key, old in session.replaced.items():
             fact = session.facts[key]
@@ -201,7 +205,7 @@ def test_tool_turns_call_with_valid_arguments_and_return_json_with_the_facts() -
 
 
 def test_facts_told_by_tools_are_in_a_result_and_in_no_statement() -> None:
-    for _, session in sessions(100, replace(BUSY, updates=0, questions=0, facts=12)):
+    for _, session in sessions(40, replace(BUSY, updates=0, questions=0, facts=12)):
         results = [json.loads(m["content"]) for m in session.messages if m["role"] == "tool"]
         for key in session.by_tool:
             fact = session.facts[key]
@@ -231,14 +235,12 @@ def test_answers_about_the_task_follow_the_last_report() -> None:
         assert reports.count(plan) == 1
         forms = [report_text(goal, steps, progress.finished, progress.blocker, form) for form in range(3)]
         assert reports[-1] in ([plan] if progress.finished == 0 else forms)
-        done, now, then = (
-            steps[i] if 0 <= i < 5 else "nothing" for i in (progress.finished + k for k in (-1, 0, 1))
-        )
+        done, now, then = (steps[i] if 0 <= i < 5 else "nothing" for i in (progress.finished + k for k in (-1, 0, 1)))
         wanted = {"goal": goal, "done": done, "current": now, "next": then, "blocked": progress.blocker or "nothing"}
         for question, about in zip(task_questions(rng, session, TASK_ABOUT), TASK_ABOUT, strict=True):
             assert question.group == f"task_{about}"
             assert question.answer == wanted[about][0].upper() + wanted[about][1:] + "."
-            assert about == "blocked" or wanted[about] == "nothing" or wanted[about] in reports[-1].lower() + reports[-1]
+            assert wanted[about] == "nothing" or wanted[about].lower() in reports[-1].lower()
             seen[about] += question.answer != "Nothing."
     assert min(seen[about] for about in TASK_ABOUT) > 20
 

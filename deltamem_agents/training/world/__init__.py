@@ -6,10 +6,10 @@ session.py  one session                                questions.py  what is ask
 source.py  random sessions for training
 """
 
+from ...progress import plan_text, report_text
 from .questions import Question, fact_questions, never_told, task_questions, without_memory
 from .session import FACTS, TASK, UNKNOWN, Session, Spec, new_session
 from .source import rng_for, world_dialogues, world_record, world_records
-from .tasks import plan_text, report_text
 from .tools import TOOLS
 
 __all__ = [

@@ -1,0 +1,109 @@
+"""A ready-made agent: recall -> model -> tools -> memory, as a LangGraph graph."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.tools import BaseTool
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.prebuilt import ToolNode
+
+from ..chat_model import DeltaMemChatModel
+from .lineage import DeltaMemState
+from .writer import DeltaMemReader, DeltaMemWriter
+
+
+def create_deltamem_agent(
+    model: DeltaMemChatModel,
+    tools: Sequence[BaseTool | Callable[..., Any]] = (),
+    *,
+    system_prompt: str | None = None,
+    checkpointer: BaseCheckpointSaver[Any] | None = None,
+    tool_choice: str | None = None,
+    history: int = 0,
+) -> CompiledStateGraph[Any, Any, Any, Any]:
+    """An agent whose past is in its memory, not in its prompt.
+
+    The model sees the current turn alone (the last human message and what followed it); everything before was written
+    to the agent's memory: after the tools have answered, and at the end of the turn. Whose memory it is says
+    ``config["configurable"]["agent_id"]`` (or the model's own field), never the thread.
+
+    Args:
+        model: the chat model; inside of the graph its calls only read.
+        tools: LangChain tools or functions.
+        system_prompt: stands before every prompt; it is not remembered.
+        checkpointer: of LangGraph, to resume and to go back; without it each call is a thread of its own.
+        tool_choice: for ``bind_tools``, in the first call of a turn.
+        history: how many messages from before the current turn stay in the prompt.
+
+    Example:
+        >>> agent = create_deltamem_agent(DeltaMemChatModel())  # doctest: +SKIP
+        >>> agent.invoke({"messages": [("user", "The port of atlas is 8443.")]},
+        ...              {"configurable": {"agent_id": "ops"}})  # doctest: +SKIP
+    """
+    writer = DeltaMemWriter(model)
+    remember = RunnableLambda(writer, afunc=writer.awrite, name="remember")
+    answer = _Answer(model, tools, system_prompt, tool_choice, history)
+    graph = StateGraph(DeltaMemState)
+    graph.add_node("recall", DeltaMemReader(model))
+    graph.add_node("model", RunnableLambda(answer.run, afunc=answer.arun, name="model"))
+    graph.add_node("remember", remember)
+    graph.add_edge(START, "recall")
+    graph.add_edge("recall", "model")
+    graph.add_edge("remember", END)
+    if tools:
+        graph.add_node("tools", ToolNode(list(tools)))
+        graph.add_node("remember_results", remember)
+        graph.add_conditional_edges("model", _wants_tools, {True: "tools", False: "remember"})
+        graph.add_edge("tools", "remember_results")
+        graph.add_edge("remember_results", "model")
+    else:
+        graph.add_edge("model", "remember")
+    return graph.compile(checkpointer=checkpointer)
+
+
+class _Answer:
+    """The node of the model."""
+
+    def __init__(
+        self,
+        model: DeltaMemChatModel,
+        tools: Sequence[BaseTool | Callable[..., Any]],
+        system_prompt: str | None,
+        tool_choice: str | None,
+        history: int,
+    ) -> None:
+        self.first: Runnable[Any, Any] = model.bind_tools(tools, tool_choice=tool_choice) if tools else model
+        self.later: Runnable[Any, Any] = model.bind_tools(tools) if tools else model
+        self.system_prompt, self.history = system_prompt, history
+
+    def run(self, state: DeltaMemState, config: RunnableConfig) -> dict[str, Any]:
+        model, prompt, options = self._call(state)
+        return {"messages": [model.invoke(prompt, config, **options)]}
+
+    async def arun(self, state: DeltaMemState, config: RunnableConfig) -> dict[str, Any]:
+        model, prompt, options = self._call(state)
+        return {"messages": [await model.ainvoke(prompt, config, **options)]}
+
+    def _call(self, state: DeltaMemState) -> tuple[Runnable[Any, Any], list[BaseMessage], dict[str, Any]]:
+        messages = state["messages"]
+        start = _turn_start(messages)
+        prompt: list[BaseMessage] = list(messages[max(0, start - self.history) :])
+        if self.system_prompt:
+            prompt.insert(0, SystemMessage(self.system_prompt))
+        version = state.get("memory_version")
+        model = self.first if start == len(messages) - 1 else self.later
+        return model, prompt, {} if version is None else {"memory_version": version}
+
+
+def _turn_start(messages: Sequence[BaseMessage]) -> int:
+    """Index of the human message that began the current turn."""
+    humans = [i for i, message in enumerate(messages) if isinstance(message, HumanMessage)]
+    return humans[-1] if humans else 0
+
+
+def _wants_tools(state: DeltaMemState) -> bool:
+    return bool(getattr(state["messages"][-1], "tool_calls", None))
