@@ -18,7 +18,8 @@ def report_text(goal: str, steps: Sequence[str], finished: int, blocked_by: str 
     text = (
         f"Task: {goal}. Last done: {done}. Current step: {now}. Next step: {then}.",
         f"Progress on {goal}: finished {done}; now {now}; then {then}.",
-        f"{goal[:1].upper()}{goal[1:]}: {finished} of {len(steps)} done. Done last: {done}. In progress: {now}. Up next: {then}.",
+        f"{goal[:1].upper()}{goal[1:]}: {finished} of {len(steps)} done. "
+        f"Done last: {done}. In progress: {now}. Up next: {then}.",
     )[form]
     return text + (f" Blocked: {blocked_by}." if blocked_by else "")
 

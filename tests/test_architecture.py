@@ -18,6 +18,7 @@ NAME = PACKAGE.name
 LAYERS = {
     "errors": set(),
     "config": set(),
+    "progress": set(),
     "ops": set(),
     "memory": {"ops"},
     "engine": {"memory"},
@@ -29,7 +30,7 @@ LAYERS = {
     "cli": {"ops", "memory", "engine", "store", "chat_model", "graph", "training", "evals"},
     "__init__": {"memory", "engine", "store", "chat_model", "graph"},
 }
-SHARED = {"config", "errors", "__init__"}
+SHARED = {"config", "errors", "progress", "__init__"}
 
 # A library -> the only parts that import it.
 LIBRARIES = {
@@ -38,7 +39,7 @@ LIBRARIES = {
     "langchain": {"chat_model", "graph", "cli", "evals"},
     "langgraph": {"chat_model", "graph", "cli", "evals"},
     "sqlalchemy": {"store"},
-    "torch": set(LAYERS) - {"store", "config", "errors", "__init__"},
+    "torch": set(LAYERS) - {"store", "config", "errors", "progress", "__init__"},
 }
 OPTIONAL = ("langchain_core", "langgraph", "sqlalchemy", "pydantic")
 WITHOUT_OPTIONAL = ("", "ops", "memory", "engine", "training", "evals")

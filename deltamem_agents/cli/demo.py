@@ -1,6 +1,7 @@
 """``deltamem demo``: three processes, one memory. What process 1 was told, processes 2 and 3 know without a prompt."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -99,7 +100,9 @@ def _process(number: int, title: str, job: Mapping[str, Any], questions: Sequenc
     """Run one process to its end and print what it reports."""
     command = [sys.executable, "-m", f"{__package__}.demo_process"]
     answered: list[Answered] = []
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    one_thread = {"OMP_NUM_THREADS": "1"}  # a small model: more threads would only wait for each other
+    with subprocess.Popen(command, env=one_thread | os.environ, **options) as child:
         typer.secho(f"\nProcess {number} (pid {child.pid}): {title}", bold=True)
         for event in _events(child, job):
             if event["event"] == "error":

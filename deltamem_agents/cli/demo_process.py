@@ -95,25 +95,28 @@ def _listen(agent: Any, told: Sequence[str], name: str, tell: Tell) -> None:
 
 def _work(model: Any, task: Mapping[str, Any], name: str, tell: Tell) -> None:
     """A graph that does one step after the other; each report of progress is written to the agent's memory."""
-    from langgraph.graph import END, START, MessagesState, StateGraph
+    from langgraph.graph import END, START, StateGraph
 
-    from ..graph import DeltaMemWriter, report_progress
+    from ..graph import DeltaMemState, DeltaMemWriter, open_task, report_progress
 
-    def work(state: MessagesState) -> dict[str, Any]:
-        report = report_progress(task["goal"], task["steps"], len(state["messages"]))
+    def work(state: DeltaMemState) -> dict[str, Any]:
+        finished = len(state["messages"])
+        goal, steps = task["goal"], task["steps"]
+        report = report_progress(goal, steps, finished) if finished else open_task(goal, steps)
         tell(event="report", text=report.text)
         return {"messages": [report]}
 
-    def after(state: MessagesState) -> str:
+    def after(state: DeltaMemState) -> str:
         return "work" if len(state["messages"]) <= task["finished"] else END
 
-    graph = StateGraph(MessagesState)
+    graph = StateGraph(DeltaMemState)
     graph.add_node("work", work)
     graph.add_node("remember", DeltaMemWriter(model))
     graph.add_edge(START, "work")
     graph.add_edge("work", "remember")
     graph.add_conditional_edges("remember", after, ["work", END])
-    graph.compile().invoke({"messages": []}, {"configurable": {"agent_id": name}})
+    start = DeltaMemState(messages=[], memory_version=None)
+    graph.compile().invoke(start, {"configurable": {"agent_id": name}})
 
 
 def _answer(agent: Any, frozen: Any, questions: Sequence[str], name: str, tell: Tell) -> None:

@@ -44,7 +44,8 @@ class DeltaMemWriter(_Node):
 
     What people say and tools return goes to the sub-state ``facts``, what the agent says to ``task_progress``;
     ``additional_kwargs["sub_state"]`` of a message overrides that. Messages are written exactly once, whatever is
-    retried, resumed or replayed (see lineage.py). Put it after the node of the tools and at the end of a turn; never give it a
+    retried, resumed or replayed (see lineage.py). Put it after the node of the tools and at the end of a turn; never
+    give it a
     CachePolicy, which would hand one thread's version to another.
 
     Args:

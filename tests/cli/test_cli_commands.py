@@ -29,7 +29,7 @@ adapter:
 
 
 def deltamem(*arguments: str | Path, say: str | None = None, **more: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"COLUMNS": "160", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"} | more
+    environment = os.environ | {"COLUMNS": "160", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
     command = [sys.executable, "-m", "deltamem_agents.cli", *map(str, arguments)]
     return subprocess.run(command, input=say or "", capture_output=True, text=True, timeout=120, env=environment)
 
