@@ -57,6 +57,10 @@ class Adapter:
     def num_parameters(self) -> int:
         return sum(t.numel() for t in self.tensors.values())
 
+    def to(self, dtype: torch.dtype) -> "Adapter":
+        """The same weights in another precision; another fingerprint, unless nothing changes."""
+        return Adapter(self.config, {name: t.to(dtype) for name, t in self.tensors.items()}, self.backbone)
+
     def save(self, folder: str | Path) -> None:
         """Write the native format into ``folder``, which is made."""
         folder = Path(folder)

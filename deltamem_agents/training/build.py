@@ -2,8 +2,8 @@
 
     python -m deltamem_agents.training adapters/worldops-msw/recipe.yaml --out runs/worldops
 
-The folder then holds ``backbone/`` (weights in bfloat16 and tokenizer; only for a backbone of our own), ``adapter/``
-and ``runs/`` with logs, plots and checkpoints.
+The folder then holds ``backbone/`` (weights and tokenizer; only for a backbone of our own), ``adapter/``, both in
+bfloat16, and ``runs/`` with logs, plots and checkpoints in float32.
 """
 
 import shutil
@@ -58,7 +58,7 @@ def build(
         if adapter is None:
             say(f"stopped at the time limit; run again to go on ({out / 'runs' / 'adapter'})")
             return False
-        adapter.save(out / "adapter")
+        adapter.to(torch.bfloat16).save(out / "adapter")
     return True
 
 

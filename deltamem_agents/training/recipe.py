@@ -50,7 +50,7 @@ class TrainRecipe:
     asked_tokens: int = 768
     answer_tokens: int = 128
     most_facts: int = 16
-    questions: int = 12
+    questions: int = 20
     lr: float = 1e-3
     final_lr: float = 0.02
     betas: tuple[float, float] = (0.9, 0.98)

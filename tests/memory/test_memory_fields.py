@@ -136,9 +136,10 @@ def test_writes_routed_token_by_token() -> None:
     slow = SlowMemory(build("qwen3"), adapter.tensors, 2, **{"rank": 4, **config})
     g = torch.Generator().manual_seed(0)
     facts, task, write = (torch.rand(2, 12, generator=g) < 0.5 for _ in range(3))
-    with attached(model, adapter) as memory, memory.bind(
-        memory.new_state(2), write=write, sub_states={"facts": facts, "task": task}
-    ) as bound:
+    with (
+        attached(model, adapter) as memory,
+        memory.bind(memory.new_state(2), write=write, sub_states={"facts": facts, "task": task}) as bound,
+    ):
         got = model(tokens(), attention_mask=MASK).logits
     routed = torch.stack([facts, task, facts], dim=-1) & write[..., None]
     want = slow(tokens(), MASK, write=routed).logits

@@ -133,9 +133,7 @@ def test_any_subset_of_layers(layers: tuple[int, ...]) -> None:
     with attached(model, random_adapter(model, target_layers=layers)) as memory:
         with memory.bind(memory.new_state(2)) as bound:
             model(tokens())
-        assert list(bound.state.tensors) == [
-            f"model.layers.{i}.self_attn" for i in (sorted(layers) or range(3))
-        ]
+        assert list(bound.state.tensors) == [f"model.layers.{i}.self_attn" for i in (sorted(layers) or range(3))]
         assert all(t.any() for t in bound.state.tensors.values())
 
 

@@ -125,8 +125,9 @@ def test_segment_ids_are_asked_for_and_checked() -> None:
         with memory.bind(memory.new_state(2)), pytest.raises(AdapterError, match=r"message_mean.*segment_ids"):
             model(tokens())
         wrong = torch.zeros(2, 11, dtype=torch.long)
-        with memory.bind(memory.new_state(2), segment_ids=wrong), pytest.raises(
-            StateError, match=r"segment_ids.*\(2, 11\).*\(2, 12\)"
+        with (
+            memory.bind(memory.new_state(2), segment_ids=wrong),
+            pytest.raises(StateError, match=r"segment_ids.*\(2, 11\).*\(2, 12\)"),
         ):
             model(tokens())
         with memory.bind(memory.new_state(2), write=False):

@@ -13,9 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:F
 SEGMENTS = torch.tensor([[0] * 5 + [1] * 7, [-1] * 3 + [4] * 9])
 
 
-def two_calls(
-    model: nn.Module, memory: DeltaMemory, padding: int = 3, **options: Any
-) -> tuple[MemoryState, Tensor]:
+def two_calls(model: nn.Module, memory: DeltaMemory, padding: int = 3, **options: Any) -> tuple[MemoryState, Tensor]:
     """Write twice, then ask: a loss whose gradients cross both states."""
     mask = torch.ones(2, 12, dtype=torch.long)
     mask[1, :padding] = 0

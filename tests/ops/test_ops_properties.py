@@ -66,9 +66,7 @@ def test_heads_that_never_write_keep_their_bits(scan: tuple[list[Tensor], Tensor
 
 @QUICK
 @given(scans(longest=30), FORMS, st.integers(1, 30))
-def test_masked_tokens_at_the_end_change_no_bit(
-    scan: tuple[list[Tensor], Tensor], form: str, kept: int
-) -> None:
+def test_masked_tokens_at_the_end_change_no_bit(scan: tuple[list[Tensor], Tensor], form: str, kept: int) -> None:
     (*tokens, state), mask = scan
     kept = min(kept, mask.shape[1])
     mask[:, kept:] = False

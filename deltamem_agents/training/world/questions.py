@@ -56,13 +56,13 @@ def asked(group: str, question: str, answer: str, old: str | None = None) -> Que
     return Question(group, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], old=old)
 
 
-def fact_questions(rng: Random, session: Session, count: int, held_out: bool = False) -> list[Question]:
-    """Up to ``count`` of the session's facts, the updated ones first."""
+def fact_questions(rng: Random, session: Session, count: int, held_out: bool = False, times: int = 1) -> list[Question]:
+    """Up to ``count`` questions about the session's facts, the updated ones first, each at most ``times`` times."""
     facts = list(session.facts.values())
     rng.shuffle(facts)
     facts.sort(key=lambda fact: fact.key not in session.replaced)
     questions = []
-    for fact in facts[:count]:
+    for fact in (facts * times)[:count]:
         old = session.replaced.get(fact.key)
         group = "updated" if old else "tool" if fact.key in session.by_tool else "fact"
         questions.append(asked(group, fact.ask(rng, held_out), fact.value, old))
@@ -72,7 +72,7 @@ def fact_questions(rng: Random, session: Session, count: int, held_out: bool = F
 def never_told(rng: Random, session: Session, held_out: bool = False) -> Question:
     """Mostly a near miss: another kind of a known entity, or a known kind of another entity."""
     known, fact = list(session.facts.values()), next(new_facts(rng, 1))
-    if known and rng.random() < 0.8:
+    if known and rng.random() < 0.85:
         like = rng.choice(known)
         if rng.random() < 0.5 or like.kind.entity == "me":
             fact = Fact(rng.choice(BY_ENTITY[like.kind.entity]), like.entity, "")
@@ -114,12 +114,12 @@ def without_memory(rng: Random, group: str) -> Question:
 def dressed(rng: Random, question: Question) -> Question:
     """The same question in another setting: after a system prompt, after small talk, or with tools at hand."""
     which = rng.random()
-    if which < 0.7 or question.group in ("tool_call", "tool_answer"):
+    if which < 0.85 or question.group in ("tool_call", "tool_answer"):
         return question
     messages, tools = question.messages, None
-    if which < 0.8:
+    if which < 0.9:
         messages = [{"role": "system", "content": rng.choice(SYSTEMS)}, *messages]
-    elif which < 0.9:
+    elif which < 0.95:
         messages = asked("", *small_talk(rng)).messages + messages
     else:
         tools = declared(rng, most=2)

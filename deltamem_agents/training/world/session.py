@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from . import tasks
-from .facts import BY_ENTITY, Fact, new_entity
+from .facts import BY_ENTITY, Fact, new_entity, same_name
 from .talk import ACKNOWLEDGED, small_talk
 from .tools import lookup, random_action
 
@@ -93,23 +93,22 @@ def new_session(rng: Random, spec: Spec) -> Session:
 
 def new_facts(rng: Random, count: int) -> Iterator[Fact]:
     """``count`` facts of some entities; the same kind is often told of several of them."""
-    entities: list[tuple[str, str]] = []
+    entities: dict[str, tuple[str, str]] = {}
     used: set[tuple[str, str]] = set()
     while len(used) < count:
         if not entities or rng.random() < 0.45:
             group = rng.choices(_GROUPS, _GROUP_WEIGHTS)[0]
-            entity = (group, new_entity(rng, group))
-            if entity not in entities:
-                entities.append(entity)
+            name = new_entity(rng, group)
+            group, name = entities.setdefault(same_name(name), (group, name))
         else:
-            entity = rng.choice(entities)
-        group, name = entity
+            group, name = rng.choice(list(entities.values()))
         kinds = BY_ENTITY[group]
         repeated = [k for k in kinds if any(key == k.key for key, _ in used)]
-        kind = rng.choice(repeated if repeated and rng.random() < 0.4 else kinds)
-        if (kind.key, name) not in used:
-            used.add((kind.key, name))
-            yield Fact(kind, name, kind.value(rng))
+        kind = rng.choice(repeated if repeated and rng.random() < 0.45 else kinds)
+        fact = Fact(kind, name, kind.value(rng))
+        if fact.key not in used:
+            used.add(fact.key)
+            yield fact
 
 
 def say(session: Session, role: str, content: str, sub_state: str, **more: Any) -> None:
@@ -147,9 +146,9 @@ def _acknowledge(rng: Random, session: Session) -> None:
 
 
 def _fact_event(rng: Random, facts: list[Fact], spec: Spec) -> Event:
-    text = " ".join(fact.state(rng, spec.held_out) for fact in facts)
+    text = _joined([fact.state(rng, spec.held_out) for fact in facts])
     if not spec.alone and rng.random() < 0.12:
-        text = rng.choice((f"Hi! {text}", f"{text} Thanks!", f"OK. {text}", f"One more thing. {text}"))
+        text = rng.choice((f"Hi! {text}", _joined([text, "Thanks!"]), f"OK. {text}", f"One more thing. {text}"))
 
     def happen(session: Session) -> None:
         say(session, "user", text, FACTS)
@@ -157,6 +156,11 @@ def _fact_event(rng: Random, facts: list[Fact], spec: Spec) -> Event:
         _acknowledge(rng, session)
 
     return rng.random(), happen
+
+
+def _joined(sentences: Sequence[str]) -> str:
+    """One text; what has no end before another sentence gets one."""
+    return " ".join([*(s if s[-1] in ".!?" else s + "." for s in sentences[:-1]), sentences[-1]])
 
 
 def _lookup_event(rng: Random, facts: list[Fact]) -> Event:

@@ -43,26 +43,26 @@ def random_spec(rng: Random, most_facts: int = 16) -> Spec:
     )
 
 
-def questions_for(rng: Random, session: Session, count: int, reset: bool) -> list[Question]:
-    """About ``count`` questions, most of them about facts, in random order."""
+def questions_for(rng: Random, session: Session, count: int, reset: bool = False, times: int = 1) -> list[Question]:
+    """About ``count`` questions, most of them about facts (each at most ``times`` times), in random order."""
     task = rng.sample(TASK_ABOUT, rng.randint(2, 4) if session.progress else 1)
     questions = task_questions(rng, session, task, reset)
-    questions += [never_told(rng, session) for _ in range(rng.choice((2, 3, 3)))]
-    questions += [without_memory(rng, rng.choice(NO_MEMORY))] if rng.random() < 0.6 else []
-    questions += fact_questions(rng, session, max(1, count - len(questions)))
+    questions += [never_told(rng, session) for _ in range(rng.choice((3, 4, 5)))]
+    questions += [without_memory(rng, rng.choice(NO_MEMORY))] if rng.random() < 0.5 else []
+    questions += fact_questions(rng, session, max(1, count - len(questions)), times=times)
     rng.shuffle(questions)
     return questions
 
 
-def world_record(rng: Random, most_facts: int = 16, questions: int = 12) -> Record:
+def world_record(rng: Random, most_facts: int = 16, questions: int = 20) -> Record:
     """A session to write, and questions to ask of it."""
     session = new_session(rng, random_spec(rng, most_facts))
     reset = session.progress is not None and rng.random() < 0.25
-    asked = [dressed(rng, q) for q in questions_for(rng, session, questions, reset)]
+    asked = [dressed(rng, q) for q in questions_for(rng, session, questions, reset, times=2)]
     return Record(session.messages, [Conversation(q.messages, q.tools) for q in asked], (TASK,) if reset else ())
 
 
-def world_records(seed: int, most_facts: int = 16, questions: int = 12) -> Iterator[Record]:
+def world_records(seed: int, most_facts: int = 16, questions: int = 20) -> Iterator[Record]:
     """Records without end, the same for the same seed."""
     index = 0
     while True:
@@ -71,7 +71,7 @@ def world_records(seed: int, most_facts: int = 16, questions: int = 12) -> Itera
 
 
 def world_dialogues(
-    rng: Random, most_facts: int = 16, questions: int = 10
+    rng: Random, most_facts: int = 16, questions: int = 16
 ) -> Iterator[tuple[list[Message], Any, set[int]]]:
     """Dialogues for the backbone out of one session: (messages, tools, indices of the answers to learn).
 
@@ -79,7 +79,7 @@ def world_dialogues(
     and one that needs no memory.
     """
     session = new_session(rng, random_spec(rng, most_facts))
-    asked = [q for q in questions_for(rng, session, questions, reset=False) if q.group not in NO_MEMORY]
+    asked = [q for q in questions_for(rng, session, questions) if q.group not in NO_MEMORY]
     flat = [{"role": m["role"], "content": m["content"], "tool_calls": m.get("tool_calls")} for m in session.messages]
     answers: set[int] = set()
     for question in asked:
