@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -43,7 +42,9 @@ class Answered:
     @property
     def leaked(self) -> list[str]:
         """What was told and stands in the prompt all the same."""
-        return [s for s in self.asked.secrets if re.search(rf"(?<!\w){re.escape(s)}(?!\w)", self.prompt, re.IGNORECASE)]
+        from .demo_script import held
+
+        return held(self.prompt, self.asked.secrets)
 
     @property
     def right(self) -> bool:
@@ -62,7 +63,8 @@ def demo(
     """Three processes, one memory: told in the first, asked in the others, with nothing of it in any prompt.
 
     The frozen model answers each question a second time without memory. Exit code 1 when the memory answers fewer than
-    80 % right. Values are drawn at random for each run; processes 2 and 3 are given the questions and the store only.
+    80 % right. What is told, and how, is drawn at random for each run; processes 2 and 3 are given the questions and
+    the store only.
     """
     seed = SystemRandom().randrange(1_000_000) if seed is None else seed
     with tempfile.TemporaryDirectory(prefix="deltamem-") as folder:

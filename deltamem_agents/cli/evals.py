@@ -1,5 +1,6 @@
 """``deltamem eval``: how much a memory holds."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,11 @@ from .options import DEFAULT, AdapterOption, examples, quiet_libraries, table
 app = typer.Typer(
     help="Measure what the memory holds.",
     no_args_is_help=True,
-    epilog=examples("deltamem eval recall --questions 50", "deltamem eval recall --out results.json"),
+    epilog=examples(
+        "deltamem eval recall --questions 50",
+        "deltamem eval recall --out results.json",
+        "deltamem eval table results.json",
+    ),
 )
 
 
@@ -50,3 +55,19 @@ def recall(
     table("Exact answers", ("cell", "", "memory", "without", "all in the prompt", "aim"), rows)
     if out is not None:
         typer.echo(f"results: {out}")
+
+
+@app.command("table", epilog=examples("deltamem eval table adapters/worldops-msw/results.json"))
+def print_table(
+    results: Annotated[Path, typer.Argument(help="Results of `deltamem eval recall --out`.")],
+) -> None:
+    """The results as a Markdown table, as it stands in the README."""
+    from ..errors import DeltaMemError
+    from ..evals.report import markdown
+
+    try:
+        document = json.loads(results.read_text(encoding="utf-8"))
+        typer.echo(markdown(document))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"{results} holds no results of `deltamem eval recall`: {type(error).__name__}: {error}"
+        raise DeltaMemError(message) from error

@@ -142,4 +142,6 @@ def test_recall_is_measured(tmp_path: Path) -> None:
     done = deltamem("eval", "recall", "--cell", "facts_4", "--questions", "8", "--no-baselines", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "Exact answers" in done.stdout and "facts_4" in json.loads(out.read_text())["cells"]
+    assert deltamem("eval", "table", out).stdout.splitlines()[2].startswith("| 4 facts told | 0.97 |")
     assert refused(deltamem("eval", "recall", "--cell", "nix"), "nix")
+    assert refused(deltamem("eval", "table", tmp_path / "none.json"), "none.json")

@@ -1,0 +1,40 @@
+"""The README's code runs, and its table is what was measured."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deltamem_agents.evals.report import markdown
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = json.loads((ROOT / "adapters" / "worldops-msw" / "results.json").read_text(encoding="utf-8"))
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_code_runs(number: int, tmp_path: Path) -> None:
+    env = os.environ | {"DELTAMEM_STORE": str(tmp_path / "memory.db")}
+    done = subprocess.run([sys.executable, "-c", BLOCKS[number]], capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    promised = re.findall(r'print\(.*?#((?: "[^"]+",?)+)', BLOCKS[number])
+    wanted = [value for group in promised for value in re.findall(r'"([^"]+)"', group)]
+    assert wanted and done.stdout.splitlines() == wanted
+
+
+@pytest.mark.parametrize("page", ["README.md", "adapters/worldops-msw/README.md"])
+def test_tables_are_the_results(page: str) -> None:
+    assert markdown(RESULTS) in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_results_are_of_the_shipped_weights() -> None:
+    from deltamem_agents.engine import load_engine
+
+    assert RESULTS["fingerprint"] == load_engine().fingerprint
+    assert RESULTS["questions"] >= 1000
+    assert all(cell["facts_bit_identical"] for cell in RESULTS["cells"].values() if "facts_bit_identical" in cell)
