@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..config import find_adapter
 from ..errors import AdapterError
 from .backbones import find_attention
 from .config import AdapterConfig
@@ -71,18 +72,19 @@ class Adapter:
 
 
 def load_adapter(path_or_hub_id: str | Path, revision: str | None = None) -> Adapter:
-    """Load an adapter, native or official, from a local folder or from the Hugging Face hub.
+    """Load an adapter, native or official: one that is known by its name, from a local folder, or from the hub.
 
     Args:
-        path_or_hub_id: a folder, or a repository such as "declare-lab/delta-mem_qwen3_4b-instruct".
+        path_or_hub_id: a name such as "worldops-msw", a folder (the files may be in its ``adapter`` sub-folder), or a
+            repository of the Hugging Face hub such as "declare-lab/delta-mem_qwen3_4b-instruct".
         revision: branch, tag or commit on the hub.
 
     Raises:
         AdapterError: nothing there, files missing or damaged, or a field that is not supported (named).
     """
-    folder = Path(path_or_hub_id).expanduser()
-    if not folder.is_dir():
-        folder = _download(str(path_or_hub_id), revision)
+    folder = find_adapter(path_or_hub_id) or _download(str(path_or_hub_id), revision)
+    if (folder / "adapter").is_dir():
+        folder = folder / "adapter"
     if (folder / CONFIG).is_file():
         return _load_native(folder)
     if (folder / OFFICIAL_CONFIG).is_file():

@@ -5,6 +5,7 @@ corrected projections add the corrections to their output. Nothing is kept on th
 on the architecture's rope, norms, cache or attention kernel, and ``detach`` leaves the module tree as it was.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from .adapter import Adapter, select_attention
 from .backbones import Attention
 from .binding import Bound, Context, SubStates
 from .fingerprint import backbone_fingerprint
+from .generation import TOKEN_MASK, follow_generation
 from .layer import DeltaMemLayer
 from .state import Fingerprint, MemoryState
 
@@ -32,7 +34,7 @@ def attach(
         model: any decoder of transformers with q, k, v, o projections (see backbones.py).
         adapter: from :func:`load_adapter` or :func:`new_adapter`.
         dtype: of the adapter's weights; default the model's. The state is float32 always.
-        trainable: whether the adapter's weights require gradients.
+        trainable: whether the adapter's weights require gradients, and the fingerprint follows them.
 
     Raises:
         AdapterError: the adapter's layers or shapes are not the model's.
@@ -42,7 +44,13 @@ def attach(
 
 
 class DeltaMemory(nn.Module):
-    """δ-mem attached to one model. Outside of :meth:`bind` the model computes exactly what it did before."""
+    """δ-mem attached to one model. Outside of :meth:`bind` the model computes exactly what it did before.
+
+    Attributes:
+        config: of the adapter.
+        backbone: id or path of the backbone that the adapter was trained on, if known.
+        layers: a :class:`DeltaMemLayer` for each attention module that is corrected.
+    """
 
     def __init__(
         self, model: nn.Module, adapter: Adapter, *, dtype: torch.dtype | None = None, trainable: bool = False
@@ -58,7 +66,10 @@ class DeltaMemory(nn.Module):
         weights = _match(adapter, attentions)
         layers = [_build(adapter, attention, weights[attention.name], dtype) for attention in attentions]
         self.layers = nn.ModuleList(layers).requires_grad_(trainable)
-        self.fingerprint = Fingerprint(adapter.fingerprint, backbone_fingerprint(model))
+        self._trainable = trainable
+        self._given = Fingerprint(adapter.fingerprint, backbone_fingerprint(model))
+        self._untrained = self.adapter().fingerprint if trainable else None
+        self._labels = {self._given}  # of the states that this memory may bind
         self._context = Context()
         self._handles = self._hook(model, attentions, layers)
         self._attached = True
@@ -67,6 +78,19 @@ class DeltaMemory(nn.Module):
     @property
     def model(self) -> nn.Module:
         return self._model[0]
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What new states belong to. If trainable: :meth:`adapter` as it is now, hashed each time that this is asked.
+
+        A compiled training step is no place to hash: in it, states belong to the adapter that was attached.
+        """
+        if not self._trainable or torch.compiler.is_compiling():
+            return self._given
+        now = self.adapter().fingerprint
+        fingerprint = self._given if now == self._untrained else Fingerprint(now, self._given.backbone)
+        self._labels.add(fingerprint)
+        return fingerprint
 
     def adapter(self) -> Adapter:
         """The weights as they are now, for saving."""
@@ -96,29 +120,37 @@ class DeltaMemory(nn.Module):
         *,
         packed: bool = False,
         token_mask: Tensor | None = None,
+        trace: bool = False,
     ) -> Iterator[Bound]:
         """Calls of the model inside the ``with`` read ``state`` and, if asked, write.
 
         Args:
             state: rows for the rows of the batch; it is not changed, the result is ``bound.state``.
-            write: True, False (read only), or a bool tensor (B,) or (B, T) of who writes.
+            write: True, False (read only), or a bool tensor (B,) or (B, T) of who writes. Under ``model.generate`` a
+                row writes its prompt and the tokens that it went on from, as it would alone: not its last token, nor
+                what is fed to it while others go on. That needs greedy search or sampling, with a cache.
             segment_ids: (B, T) message or sentence numbers for mean writes (SSW); tokens of -1 do not write.
             sub_states: names that are written to (None: all), or name -> bool tensor (B, T) to route token by token.
             packed: several writes in one row: a segment's mean is seen by the tokens of later segments (SSW only).
-            token_mask: (B, T) bool, False on padding; by default the model's own 2-D attention_mask.
+            token_mask: (B, T) bool, False on padding; by default the model's own 2-D attention_mask (B, past + T).
+            trace: collect the write gates for ``bound.gates``.
 
         Raises:
             FingerprintMismatch, StateError: the state is not of this adapter and backbone, or of another shape or
-                dtype; names, masks or segment numbers do not fit.
+                dtype; names, masks or segment numbers do not fit; ``write`` is something else; a call of the model has
+                a prepared attention mask, which does not say what is padding, and there is no ``token_mask``.
         """
         self._check(state, sub_states)
+        _check_write(write)
         names = (sub_states,) if isinstance(sub_states, str) else sub_states
-        bound = Bound(state, write, segment_ids, names, packed, token_mask, self.config.num_state_heads)
+        bound = Bound(state, write, segment_ids, names, packed, token_mask, self.config.num_state_heads, trace)
         with self._context.using(bound), self._checkpointing():
             yield bound
 
     def detach(self) -> None:
-        """Remove every hook: the module tree is what it was before :func:`attach`."""
+        """Remove every hook: the module tree is what it was before :func:`attach`. Again, it does nothing."""
+        if not self._attached:
+            return
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -128,7 +160,7 @@ class DeltaMemory(nn.Module):
     def _check(self, state: MemoryState, sub_states: SubStates) -> None:
         if not self._attached:
             raise StateError("this memory is detached from its model: attach it again before binding a state")
-        self.fingerprint.check(state.fingerprint)
+        self._check_origin(state.fingerprint)
         layout = dict(self.config.sub_states)
         if dict(state.sub_states) != layout:
             raise StateError(f"the state has sub-states {dict(state.sub_states)}, this memory has {layout}")
@@ -145,11 +177,20 @@ class DeltaMemory(nn.Module):
         if unknown := [name for name in asked if name not in layout]:
             raise StateError(f"no sub-state {unknown[0]!r}; this memory has {sorted(layout)}")
 
+    def _check_origin(self, made_by: Fingerprint) -> None:
+        """A trainable memory goes on with the states that it made at earlier steps of its training."""
+        if not self._trainable:
+            self._given.check(made_by)
+        elif not torch.compiler.is_compiling() and made_by not in self._labels:
+            self.fingerprint.check(made_by)
+
     def _hook(self, model: nn.Module, attentions: list[Attention], layers: list[DeltaMemLayer]) -> list[Any]:
-        handles = [model.register_forward_pre_hook(self._see_mask, with_kwargs=True)]
-        decoder = _decoder_of(model, attentions[0].name)
-        if decoder is not model:
-            handles.append(decoder.register_forward_pre_hook(self._see_mask, with_kwargs=True))
+        handles: list[Any] = []
+        for depth, (module, position) in enumerate(_callers(model, attentions[0].name)):
+            begin, end = partial(self._begin_call, depth, position), partial(self._end_call, depth)
+            handles.append(module.register_forward_pre_hook(begin, with_kwargs=True))
+            handles.append(module.register_forward_hook(end, always_call=True))
+            handles += follow_generation(module, self._context)
         for attention, layer in zip(attentions, layers, strict=True):
             before = partial(self._before_attention, attention.name, layer)
             handles.append(attention.module.register_forward_pre_hook(before, with_kwargs=True))
@@ -159,12 +200,22 @@ class DeltaMemory(nn.Module):
                 handles.append(projection.module.register_forward_hook(after))
         return handles
 
-    def _see_mask(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin_call(
+        self, depth: int, position: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """``position``: of attention_mask among the arguments."""
         bound = self._context.bound
-        if bound is not None:
-            mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-            if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
-                bound.attention_mask = mask
+        if bound is None:
+            return None
+        if TOKEN_MASK in kwargs:
+            bound.begin_call(depth, kwargs[TOKEN_MASK])
+            return args, {name: value for name, value in kwargs.items() if name != TOKEN_MASK}
+        bound.begin_call(depth, kwargs.get("attention_mask", args[position] if len(args) > position else None))
+        return None
+
+    def _end_call(self, depth: int, *_: Any) -> None:
+        if self._context.bound is not None:
+            self._context.bound.end_call(depth)
 
     def _before_attention(
         self, name: str, layer: DeltaMemLayer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -188,11 +239,12 @@ class DeltaMemory(nn.Module):
         recorded: dict[str, Tensor] = {}
         bound = self._context.bound
         assert bound is not None
-        return self._context.using(bound, recorded), self._replaying(bound, recorded)
+        return self._context.using(bound, recorded), self._replaying(bound.replay(), recorded)
 
     @contextmanager
-    def _replaying(self, bound: Bound, recorded: dict[str, Tensor]) -> Iterator[None]:
-        with self._context.using(bound.replay(dict(recorded))):
+    def _replaying(self, again: Bound, recorded: dict[str, Tensor]) -> Iterator[None]:
+        again.current = dict(recorded)
+        with self._context.using(again):
             yield
 
     @contextmanager
@@ -213,6 +265,13 @@ class DeltaMemory(nn.Module):
         finally:
             for module, before in changed:
                 module.__dict__["_gradient_checkpointing_func"] = before
+
+
+def _check_write(write: bool | Tensor) -> None:
+    if isinstance(write, bool) or (isinstance(write, Tensor) and write.dtype == torch.bool and write.ndim in (1, 2)):
+        return
+    got = f"a tensor of {write.dtype}, {tuple(write.shape)}" if isinstance(write, Tensor) else repr(write)
+    raise StateError(f"write is {got}: give True, False, or a bool tensor (B,) or (B, T)")
 
 
 def _match(adapter: Adapter, attentions: list[Attention]) -> dict[str, dict[str, Tensor]]:
@@ -256,10 +315,16 @@ def _build(
     return layer.to(device=device, dtype=dtype or floating)
 
 
-def _decoder_of(model: nn.Module, attention: str) -> nn.Module:
-    """The module that owns the list of layers: the one that is called with the 2-D attention mask."""
+def _callers(model: nn.Module, attention: str) -> Iterator[tuple[nn.Module, int]]:
+    """The modules that take an attention mask, from ``model`` to the owner of the layers; its place in their arguments.
+
+    Each of them may be the one that is called.
+    """
     parts = attention.split(".")
-    for end in range(len(parts), 0, -1):
-        if isinstance(model.get_submodule(".".join(parts[:end])), nn.ModuleList):
-            return model.get_submodule(".".join(parts[: end - 1]))
-    return model
+    for end in range(len(parts)):
+        module = model.get_submodule(".".join(parts[:end]))
+        if isinstance(module, nn.ModuleList):
+            return
+        arguments = list(inspect.signature(module.forward).parameters)
+        if "attention_mask" in arguments:
+            yield module, arguments.index("attention_mask")

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import local
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,15 @@ from ..errors import StateError
 from .layer import DeltaMemLayer
 from .state import MemoryState
 
+if TYPE_CHECKING:
+    from .generation import RowEnds
+
 SubStates = str | Sequence[str] | Mapping[str, Tensor] | None
+
+
+def is_token_mask(mask: Any) -> bool:
+    """Whether an attention mask says which tokens are padding: 2-D, or None for no padding."""
+    return mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
 
 
 @dataclass
@@ -29,17 +39,41 @@ class Bound:
     packed: bool
     token_mask: Tensor | None
     num_state_heads: int
+    trace: bool = False
     current: dict[str, Tensor] = field(default_factory=dict)
-    attention_mask: Tensor | None = None  # (B, past + T), from the running forward call
+    attention_mask: Tensor | None = None  # (B, past + T), of the running forward call
+    caller: int | None = None  # which of the modules inside each other has said so, None while none has
+    ends: "RowEnds | None" = None  # of the running or last generate()
     reads: dict[str, Tensor] = field(default_factory=dict)  # between an attention module's hooks
+    traced: dict[str, Tensor] = field(default_factory=dict)  # (2, B, H): sum of the write gates, number of writes
 
     def __post_init__(self) -> None:
         self.current = dict(self.initial.tensors)
+        if self.trace:
+            self.traced = {name: state.new_zeros((2, *state.shape[:2])) for name, state in self.current.items()}
 
     @property
     def state(self) -> MemoryState:
         """The state after the forward calls made so far."""
         return MemoryState(dict(self.current), self.initial.sub_states, self.initial.fingerprint)
+
+    @property
+    def gates(self) -> dict[str, Tensor]:
+        """Attention module -> (B, H) float32: how strongly each state head was written in the calls made so far.
+
+        The mean of the write gate β (in (0, 1), averaged over the rank) over the tokens that wrote into the head, or
+        over the segments of mean writes; 0 where none did. Cut from autograd. Empty unless bound with ``trace=True``.
+        """
+        return {name: total / count.clamp(min=1) for name, (total, count) in self.traced.items()}
+
+    def begin_call(self, module: int, mask: Any) -> None:
+        """A call of a module, by its depth in the model, has this attention mask: the outermost one's is believed."""
+        if self.caller is None and is_token_mask(mask):
+            self.attention_mask, self.caller = mask, module
+
+    def end_call(self, module: int) -> None:
+        if self.caller == module:
+            self.attention_mask, self.caller = None, None
 
     def run_layer(self, name: str, layer: DeltaMemLayer, x: Tensor, recorded: dict[str, Tensor] | None) -> None:
         """Read and write for one attention module; ``recorded`` keeps the state that it began with."""
@@ -53,12 +87,13 @@ class Bound:
             recorded[name] = state
         tokens = self._tokens(x)
         segments = None if self.segment_ids is None else self._fit("segment_ids", self.segment_ids, x)
-        reads, final = layer.scan(x, state.to(x.device), tokens, self._writes(x), segments, self.packed)
+        note = partial(self._note, name) if self.trace else None
+        reads, final = layer.scan(x, state.to(x.device), tokens, self._writes(x), segments, self.packed, note)
         self.reads[name] = reads
         self.current[name] = final
 
-    def replay(self, recorded: dict[str, Tensor]) -> "Bound":
-        """The same binding, beginning from recorded states: for a forward call that is computed again."""
+    def replay(self) -> "Bound":
+        """The same binding in the same call, untraced: for layers that are computed again, from states set later."""
         again = Bound(
             self.initial,
             self.write,
@@ -68,8 +103,14 @@ class Bound:
             self.token_mask,
             self.num_state_heads,
         )
-        again.current, again.attention_mask = recorded, self.attention_mask
+        again.attention_mask, again.caller = self.attention_mask, self.caller
         return again
+
+    def _note(self, name: str, gates: Tensor, wrote: Tensor) -> None:
+        """Add up ``gates`` (B, N, H, r) where ``wrote`` (B, N, H)."""
+        mean = gates.detach().mean(-1)
+        sums = torch.stack([torch.where(wrote, mean, 0.0).sum(1), wrote.to(mean.dtype).sum(1)])
+        self.traced[name] = self.traced[name].to(sums.device) + sums
 
     @staticmethod
     def _fit(name: str, values: Tensor, x: Tensor) -> Tensor:
@@ -79,12 +120,20 @@ class Bound:
         return values.to(x.device)
 
     def _tokens(self, x: Tensor) -> Tensor | None:
-        mask = self.token_mask if self.token_mask is not None else self.attention_mask
+        """(B, T) bool, False on padding; None: there is none."""
+        if self.token_mask is not None:
+            return self._fit("token_mask", self.token_mask, x).bool()
+        if self.caller is None:
+            raise StateError(
+                "this call says with no 2-D attention_mask (B, past + T) which tokens are padding, and memory must not "
+                "read or write them: give bind(…, token_mask=…), (B, T) bool, True everywhere if there is no padding"
+            )
+        mask = self.attention_mask
         if mask is None:
             return None
-        if mask.ndim != 2 or mask.shape[0] != x.shape[0] or mask.shape[1] < x.shape[1]:
+        if mask.shape[0] != x.shape[0] or mask.shape[1] < x.shape[1]:
             shape = tuple(mask.shape)
-            raise StateError(f"the mask of tokens has shape {shape}, the call has (B, T) = {tuple(x.shape[:2])}")
+            raise StateError(f"attention_mask has shape {shape}, the call has (B, T) = {tuple(x.shape[:2])}")
         return mask[:, -x.shape[1] :].to(x.device).bool()
 
     def _writes(self, x: Tensor) -> Tensor | None:
@@ -112,8 +161,9 @@ class Bound:
 class Context(local):
     """What is bound in this thread, and what a checkpointed layer must remember to be computed again."""
 
-    bound: Bound | None = None
-    recorded: dict[str, Tensor] | None = None
+    def __init__(self) -> None:  # runs in each thread; torch.compile would guard against attributes that come later
+        self.bound: Bound | None = None
+        self.recorded: dict[str, Tensor] | None = None
 
     @contextmanager
     def using(self, bound: Bound | None, recorded: dict[str, Tensor] | None = None) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The δ-mem of one attention layer: projections, gates, the scan, and the corrections."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,8 @@ from torch.nn.functional import linear, normalize
 from ..errors import AdapterError
 from ..ops import delta_read, delta_scan
 from .config import HEADS, AdapterConfig
+
+NoteGates = Callable[[Tensor, Tensor], None]
 
 
 class DeltaMemLayer(nn.Module):
@@ -41,6 +43,7 @@ class DeltaMemLayer(nn.Module):
         write_mask: Tensor | None,
         segment_ids: Tensor | None = None,
         packed: bool = False,
+        note: NoteGates | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Read at every token and write where it is allowed.
 
@@ -51,6 +54,8 @@ class DeltaMemLayer(nn.Module):
             write_mask: (B, T, H) bool. None: nothing is written.
             segment_ids: (B, T) int for mean writes; tokens of -1 do not write.
             packed: each segment is a write of its own (reads see the segments before it) instead of all one write.
+            note: called with the write gates β (B, N, H, r) of the N tokens, or segments, and (B, N, H) bool: which
+                of them wrote into which state head. Not called when nothing can write.
 
         Returns:
             reads (B, T, R) float32 and the new state (B, H, r, r).
@@ -64,12 +69,15 @@ class DeltaMemLayer(nn.Module):
             if token_mask is not None:
                 write_mask = write_mask & token_mask[..., None]
             if self.config.memory_write_granularity == "token":
-                reads, final = delta_scan(q, *self._writes(x), state, write_mask)
+                writes = self._writes(x)
+                if note is not None:
+                    note(writes[-1], write_mask)
+                reads, final = delta_scan(q, *writes, state, write_mask)
             elif segment_ids is None:
                 kind = self.config.memory_write_granularity
                 raise AdapterError(f"a {kind} adapter writes one mean per segment: give segment_ids (B, T)")
             else:
-                reads, final = self._scan_segments(x, q, state, write_mask, segment_ids, packed)
+                reads, final = self._scan_segments(x, q, state, write_mask, segment_ids, packed, note)
         return reads.flatten(2), final
 
     def correction(self, head: str, reads: Tensor, dtype: torch.dtype) -> Tensor:
@@ -122,7 +130,14 @@ class DeltaMemLayer(nn.Module):
                 return k, v, lam, beta, beta
 
     def _scan_segments(
-        self, x: Tensor, q: Tensor, state: Tensor, write_mask: Tensor, segment_ids: Tensor, packed: bool
+        self,
+        x: Tensor,
+        q: Tensor,
+        state: Tensor,
+        write_mask: Tensor,
+        segment_ids: Tensor,
+        packed: bool,
+        note: NoteGates | None,
     ) -> tuple[Tensor, Tensor]:
         """One write per segment, of the mean of its tokens; the segments in the order of their numbers."""
         inside = (segment_ids >= 0) & write_mask.any(-1)
@@ -138,6 +153,8 @@ class DeltaMemLayer(nn.Module):
             mean = (total / count.clamp(min=1)[..., None]).to(x.dtype)
             heads = member.float().transpose(1, 2) @ write_mask.float() > 0
         k, v, keep, erase, write = self._writes(mean)
+        if note is not None:
+            note(write, heads)
         if not packed:
             _, final = delta_scan(k, k, v, keep, erase, write, state, heads)
             return delta_read(q, state), final

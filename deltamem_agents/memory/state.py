@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ..errors import FingerprintMismatch, StateError
 
-FORMAT = "deltamem-state-1"
+FORMAT = "deltamem-state-2"
+FORMAT_1 = "deltamem-state-1"  # still read: each field is metadata of its own, the layout as a JSON string
+METADATA = "deltamem"  # one key alone: safetensors keeps several in no certain order
 Layout = Mapping[str, tuple[int, ...]]
 
 
@@ -124,13 +126,32 @@ class MemoryState:
             raise StateError("stack needs at least one state")
         first = states[0]
         for other in states[1:]:
-            first.fingerprint.check(other.fingerprint)
-            if dict(other.sub_states) != dict(first.sub_states) or set(other.tensors) != set(first.tensors):
-                raise StateError(f"states of different layouts: {dict(first.sub_states)} and {dict(other.sub_states)}")
-            for name, t in first.tensors.items():
-                if (t.shape[1:], t.dtype) != (other.tensors[name].shape[1:], other.tensors[name].dtype):
-                    raise StateError(f"states of {name} differ: {_describe(t)} and {_describe(other.tensors[name])}")
+            first._check_layout(other)
         return first._map(lambda name, _: torch.cat([s.tensors[name] for s in states]))
+
+    def distance(self, other: "MemoryState") -> dict[str, float]:
+        """How far apart two states are: sub-state -> Frobenius norm of the difference, over its heads and all layers.
+
+        Raises:
+            FingerprintMismatch, StateError: they are of another adapter, backbone or layout, or have other rows.
+        """
+        self._check_layout(other)
+        if other.batch_size != self.batch_size:
+            raise StateError(f"states of {self.batch_size} and {other.batch_size} rows: take the same rows of both")
+        apart = [t - other.tensors[name].to(t.device) for name, t in self.tensors.items()]
+        return {
+            name: float(torch.stack([t[:, list(heads)].norm().to(apart[0].device) for t in apart]).norm())
+            for name, heads in self.sub_states.items()
+        }
+
+    def _check_layout(self, other: "MemoryState") -> None:
+        """All but the number of rows is the same."""
+        self.fingerprint.check(other.fingerprint)
+        if dict(other.sub_states) != dict(self.sub_states) or set(other.tensors) != set(self.tensors):
+            raise StateError(f"states of different layouts: {dict(self.sub_states)} and {dict(other.sub_states)}")
+        for name, t in self.tensors.items():
+            if (t.shape[1:], t.dtype) != (other.tensors[name].shape[1:], other.tensors[name].dtype):
+                raise StateError(f"states of {name} differ: {_describe(t)} and {_describe(other.tensors[name])}")
 
     def to(self, device: torch.device | str) -> "MemoryState":
         return self._map(lambda _, t: t.to(device))
@@ -140,37 +161,39 @@ class MemoryState:
         return self._map(lambda _, t: t.detach())
 
     def to_bytes(self) -> bytes:
-        """Safetensors bytes; layout, fingerprint and a checksum stand in the file's metadata."""
-        meta = {
+        """Safetensors bytes, the same for the same state; layout, fingerprint and a checksum are in their metadata."""
+        fields: dict[str, Any] = {
             "format": FORMAT,
-            "sub_states": json.dumps({name: list(heads) for name, heads in self.sub_states.items()}),
+            "sub_states": {name: list(heads) for name, heads in self.sub_states.items()},
             "adapter": self.fingerprint.adapter,
             "backbone": self.fingerprint.backbone,
         }
-        tensors = {n: t.detach().cpu().contiguous() for n, t in self.tensors.items()}
-        return save_safetensors(tensors, metadata=meta | {"sha256": _checksum(meta, tensors)})
+        tensors = {name: self.tensors[name].detach().cpu().contiguous() for name in sorted(self.tensors)}
+        fields["sha256"] = _checksum(fields, tensors)
+        return save_safetensors(tensors, metadata={METADATA: json.dumps(fields, sort_keys=True)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "MemoryState":
         """Read back :meth:`to_bytes`. Raises StateError when the bytes are damaged or of another format."""
         try:
             tensors = load_safetensors(data)
-            meta = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-            if meta.get("format") == FORMAT:
-                heads = {name: tuple(heads) for name, heads in json.loads(meta["sub_states"]).items()}
-                fingerprint, said = Fingerprint(meta["adapter"], meta["backbone"]), meta.pop("sha256")
+            fields = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+            if METADATA in fields:
+                fields = json.loads(fields[METADATA])
+            if (version := fields.get("format")) in (FORMAT, FORMAT_1):
+                layout = json.loads(fields["sub_states"]) if version == FORMAT_1 else fields["sub_states"]
+                heads = {name: tuple(own) for name, own in layout.items()}
+                fingerprint, said = Fingerprint(fields["adapter"], fields["backbone"]), fields.pop("sha256")
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise StateError(
                 f"these {len(data)} bytes are not a memory state ({error!r}): restore them from a backup"
             ) from error
-        if meta.get("format") != FORMAT:
-            raise StateError(
-                f"memory state format {meta.get('format')!r} is not {FORMAT!r}: use the version that wrote it"
-            )
+        if version not in (FORMAT, FORMAT_1):
+            raise StateError(f"memory state format {version!r} is not {FORMAT!r}: use the version that wrote it")
         for name, t in tensors.items():
             if t.dtype != torch.float32 or t.ndim != 4:
                 raise StateError(f"memory state {name}: expected (B, H, r, r) float32, got {_describe(t)}")
-        if not tensors or _checksum(meta, tensors) != said:
+        if not tensors or _checksum(fields, tensors) != said:
             raise StateError(f"these {len(data)} bytes do not match their checksum: restore them from a backup")
         return cls(tensors, heads, fingerprint)
 
@@ -179,8 +202,8 @@ def _describe(t: Tensor) -> str:
     return f"{tuple(t.shape)} {t.dtype}"
 
 
-def _checksum(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
+def _checksum(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(fields), sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {_describe(tensors[name])}".encode())
         digest.update(tensors[name].numpy().tobytes())

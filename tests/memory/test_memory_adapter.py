@@ -9,6 +9,7 @@ import pytest
 import torch
 from memory_backbones import attached, build, random_adapter, tokens
 
+from deltamem_agents.config import DEFAULT_ADAPTER, find_adapter
 from deltamem_agents.errors import AdapterError
 from deltamem_agents.memory import Adapter, AdapterConfig, attach, load_adapter, new_adapter
 from deltamem_agents.memory.official import ARCHIVED
@@ -116,6 +117,30 @@ def test_what_is_attached_can_be_saved(tmp_path: Path) -> None:
     with attached(model, adapter) as memory:
         memory.adapter().save(tmp_path)
     assert load_adapter(tmp_path).fingerprint == adapter.fingerprint
+
+
+def test_an_adapter_is_found_by_its_name_and_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELTAMEM_ADAPTERS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    adapter = random_adapter(build())
+    adapter.save(tmp_path / "mine" / "adapter")
+    adapter.save(tmp_path / "flat")
+    (tmp_path / "official").mkdir()
+    (tmp_path / "official" / "adapter").symlink_to(OFFICIAL)
+    for given in ("mine", "flat", tmp_path / "mine", "./mine", tmp_path / "mine" / "adapter"):
+        assert load_adapter(given).fingerprint == adapter.fingerprint
+    assert load_adapter(tmp_path / "official").fingerprint == load_adapter(OFFICIAL).fingerprint
+    with pytest.raises(AdapterError, match="empty"):
+        load_adapter("")
+    with pytest.raises(AdapterError, match="is a file"):
+        load_adapter(tmp_path / "mine" / "adapter" / "deltamem_config.json")
+
+
+def test_the_default_adapter_is_known_by_its_name() -> None:
+    folder = find_adapter(DEFAULT_ADAPTER)
+    if folder is None:
+        pytest.skip(f"no {DEFAULT_ADAPTER} in this checkout")
+    assert load_adapter(DEFAULT_ADAPTER).fingerprint == load_adapter(folder / "adapter").fingerprint
 
 
 def test_official_weights_that_the_config_does_not_use_are_left(official: Path) -> None:

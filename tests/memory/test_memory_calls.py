@@ -1,7 +1,9 @@
 """Calls of a bound model: the KV cache, padding, batches, threads, generation and compiled calls."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from memory_backbones import (
@@ -17,6 +19,7 @@ from memory_backbones import (
 )
 from torch import Tensor
 
+from deltamem_agents.errors import StateError
 from deltamem_agents.memory import MemoryState
 
 EVERY = {"num_state_heads": 2, "delta_heads": ("q", "k", "v", "o")}
@@ -134,6 +137,31 @@ def test_who_writes_can_be_said_by_row_and_by_token() -> None:
         by_token[0] = True
         assert same_bits(first.rows([0]), everyone.rows([0])) and same_bits(first.rows([1]), start.rows([1]))
         assert same_bits(write(by_token), first)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        None,
+        0,
+        1,
+        "yes",
+        [True, False],
+        np.False_,
+        torch.tensor([1, 0]),
+        torch.tensor(True),
+        torch.ones(2, 12, 1).bool(),
+    ],
+    ids=str,
+)
+def test_who_writes_is_not_guessed(write: Any) -> None:
+    model = build()
+    with (
+        attached(model, random_adapter(model)) as memory,
+        pytest.raises(StateError, match=r"write is .*bool tensor \(B,\)"),
+        memory.bind(memory.new_state(2), write=write),
+    ):
+        pytest.fail("bound")
 
 
 @torch.no_grad()

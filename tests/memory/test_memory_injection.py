@@ -182,6 +182,19 @@ def test_two_memories_do_not_fit_on_one_model() -> None:
         attach(model, random_adapter(model))
 
 
+def test_detaching_again_leaves_the_next_memory_alone() -> None:
+    model = build("qwen3")
+    first = attach(model, random_adapter(model))
+    first.detach()
+    second = attach(model, random_adapter(model))
+    attached_once = tree(model)
+    first.detach()
+    assert tree(model) == attached_once
+    with pytest.raises(BackboneError, match="detach"):
+        attach(model, random_adapter(model))
+    second.detach()
+
+
 def test_a_model_without_attention_is_named() -> None:
     with pytest.raises(BackboneError, match=r"Sequential.*PROJECTIONS"):
         new_adapter(nn.Sequential(nn.Linear(2, 2)), AdapterConfig())

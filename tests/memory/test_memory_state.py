@@ -1,6 +1,11 @@
 """MemoryState: sub-states, rows, bytes, fingerprints, and the errors that say what differs."""
 
+import base64
 import json
+import os
+import subprocess
+import sys
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -121,6 +126,81 @@ def test_special_numbers_survive() -> None:
     assert torch.equal(one, two)
 
 
+FIXED = MemoryState(
+    {
+        "layers.1": torch.arange(8.0).reshape(1, 2, 2, 2),
+        "layers.0": -torch.arange(8.0).reshape(1, 2, 2, 2),
+    },
+    {"task": (1,), "facts": (0,)},
+    MADE_BY,
+)
+OF_FORMAT_1 = """\
+eNqdkcFugzAMhrs3QT6nUwiBApdx2ksAQk5IVKllIJIdKoTEo/RNxqP0UWboYVKPc/wltmz9Spzh7bDbBE3TGY8temwayCegcPBmhBzwxYCBO6OI
+E6qlElUax7HFULdS84ynPDoZZZLMapFSIAWPImlRJqlW0mYq1kadEh5nIaa71rdqnEdvHOlNFXh0lwryoAxrFlRgUXu357yeqV2hvqj+y1CzejGq
+2n7s0FOtNVePnemOu/QxhJnBFW9mdO98e17rb8Om8RmJ53u2rAyZ2FbNYB9Eb60znu5VchaJ+k8i/IdEJFgi63kONqORL+Q/dK6HQ0EsxJ1Yicf6
+/JXlg7aCnFiIO7ESj+IXUUd/pg=="""
+SAVE = """
+import sys, torch
+from deltamem_agents.memory import Fingerprint, MemoryState
+
+torch.set_num_threads(1)
+layers = [f"layers.{i}" for i in range(12)]
+names = ["facts", "task", "people", "places"]
+if sys.argv[1] == "turned":
+    layers, names = layers[::-1], names[::-1]
+tensors = {name: torch.full((1, 4, 2, 2), float(name[7:])) for name in layers}
+heads = {"facts": (0,), "task": (1,), "people": (2,), "places": (3,)}
+state = MemoryState(tensors, {name: heads[name] for name in names}, Fingerprint("a" * 16, "b" * 16))
+print(*{state.to_bytes().hex() for _ in range(5)})
+"""
+
+
+def test_the_same_state_gives_the_same_bytes_in_every_process() -> None:
+    found = set()
+    for seed, order in (("0", "straight"), ("1", "straight"), ("2", "turned")):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", SAVE, order], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        found |= set(done.stdout.split())
+    assert len(found) == 1
+
+
+def test_bytes_of_the_first_format_are_read() -> None:
+    data = zlib.decompress(base64.b64decode(OF_FORMAT_1))
+    state = MemoryState.from_bytes(data)
+    assert same_bits(state, FIXED) and state.fingerprint == FIXED.fingerprint
+    assert dict(state.sub_states) == dict(FIXED.sub_states)
+    assert MemoryState.from_bytes(state.to_bytes()).to_bytes() == FIXED.to_bytes()
+    for old, new in ((b"aaaa", b"aaab"), (b"task", b"tusk"), (b"[1]", b"[0]"), (b"\x80\xbf", b"\x80\x3f")):
+        assert old in data
+        with pytest.raises(StateError, match="checksum"):
+            MemoryState.from_bytes(data.replace(old, new, 1))
+
+
+def test_distances_between_states() -> None:
+    one, two = make(), make(seed=1)
+    got = one.distance(two)
+    for name, heads in LAYOUT.items():
+        apart = torch.cat([(one.tensors[key] - two.tensors[key])[:, list(heads)].flatten() for key in NAMES])
+        assert got[name] == pytest.approx(float(apart.double().norm()), rel=1e-6)
+    assert set(got) == set(LAYOUT) and two.distance(one) == got
+    assert one.distance(one) == dict.fromkeys(LAYOUT, 0.0)
+    changed = one.distance(one.replace("task", two))
+    assert changed == {"facts": 0.0, "people": 0.0, "task": got["task"]}
+
+
+def test_states_that_do_not_fit_have_no_distance() -> None:
+    state = make()
+    with pytest.raises(FingerprintMismatch, match="adapter"):
+        state.distance(make(fingerprint=Fingerprint("c" * 16, "b" * 16)))
+    with pytest.raises(StateError, match="layouts"):
+        state.distance(state.select("task"))
+    with pytest.raises(StateError, match=r"self_attn differ.*6, 3, 3.*6, 4, 4"):
+        state.distance(make(rank=4))
+    with pytest.raises(StateError, match="2 and 3 rows"):
+        state.distance(make(3))
+
+
 DATA = make(1).to_bytes()
 
 
@@ -151,6 +231,11 @@ def test_other_bytes_are_no_state() -> None:
         MemoryState.from_bytes(save({"a": torch.zeros(1, 1, 2, 2)}))
     with pytest.raises(StateError, match="format 'deltamem-state-9'"):
         MemoryState.from_bytes(save({"a": torch.zeros(1)}, metadata={"format": "deltamem-state-9"}))
+    with pytest.raises(StateError, match="not a memory state"):
+        MemoryState.from_bytes(save({"a": torch.zeros(1)}, metadata={"deltamem": "[]"}))
+    with pytest.raises(StateError, match="format 'deltamem-state-9'"):
+        nine = json.dumps({"format": "deltamem-state-9"})
+        MemoryState.from_bytes(save({"a": torch.zeros(1)}, metadata={"deltamem": nine}))
     meta = {"format": "deltamem-state-1", "adapter": "a", "backbone": "b", "sub_states": json.dumps({"shared": [0]})}
     with pytest.raises(StateError, match="sha256"):
         MemoryState.from_bytes(save({"a": torch.zeros(1, 1, 2, 2)}, metadata=meta))

@@ -1,5 +1,6 @@
 """Gradients through states, and gradient checkpointing: nothing is written twice, gradients stay what they are."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from memory_backbones import BACKBONES, build, close, close_states, random_adapter, random_state, tokens
 from torch import Tensor, nn
 
-from deltamem_agents.memory import DeltaMemory, MemoryState, attach
+from deltamem_agents.errors import FingerprintMismatch
+from deltamem_agents.memory import DeltaMemory, Fingerprint, MemoryState, attach
 
 pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
 SEGMENTS = torch.tensor([[0] * 5 + [1] * 7, [-1] * 3 + [4] * 9])
@@ -122,14 +124,45 @@ def test_a_compiled_training_step_equals_the_eager_one() -> None:
             loss: Tensor = model(asked, use_cache=False).logits.square().mean()
         return loss
 
-    want = step(tokens(), tokens(2, 5), facts)
     torch.compiler.reset()
-    got = torch.compile(step, backend="aot_eager", fullgraph=True)(tokens(), tokens(2, 5), facts)
-    close(got, want)
-    grads = gradients(want, memory)
-    for key, value in gradients(got, memory).items():
-        close(value, grads[key], 1e-5 * max(1.0, float(grads[key].abs().max())))
+    fast = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for _ in range(3):  # the later steps run what the first compiled, with other weights and another fingerprint
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            got = fast(tokens(), tokens(2, 5), facts)
+        want = step(tokens(), tokens(2, 5), facts)
+        close(got, want)
+        grads = gradients(want, memory)
+        for key, value in gradients(got, memory).items():
+            close(value, grads[key], 1e-5 * max(1.0, float(grads[key].abs().max())))
+        train(memory)
     torch.compiler.reset()
+
+
+def train(memory: DeltaMemory) -> None:
+    """Move every weight a little."""
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.add_(0.01)
+
+
+def test_checkpointing_recomputes_each_call_with_its_own_mask() -> None:
+    model = build("qwen3").requires_grad_(False).train()
+    memory = attach(model, random_adapter(model), trainable=True)
+    masks = torch.ones(2, 2, 12, dtype=torch.long)
+    masks[0, 1, :3], masks[1, 0, :7] = 0, 0
+
+    def loss() -> Tensor:
+        with memory.bind(random_state(memory)) as bound:
+            total = torch.zeros(())
+            for mask in masks:
+                logits = model(tokens(), attention_mask=mask, use_cache=False).logits
+                total = total + logits[mask.bool()].square().mean()
+        return total + sum(t.square().mean() for t in bound.state.tensors.values())
+
+    want = gradients(loss(), memory)
+    model.gradient_checkpointing_enable()  # type: ignore[operator]
+    for key, got in gradients(loss(), memory).items():
+        close(got, want[key], 1e-5 * max(1.0, float(want[key].abs().max())))
 
 
 def test_training_moves_the_saved_adapter() -> None:
@@ -144,3 +177,50 @@ def test_training_moves_the_saved_adapter() -> None:
     assert set(now.tensors) == set(adapter.tensors)
     assert all(not torch.equal(now.tensors[name], adapter.tensors[name]) for name in adapter.tensors)
     assert now.fingerprint != adapter.fingerprint
+
+
+@torch.no_grad()
+def test_the_fingerprint_of_a_trainable_memory_follows_its_weights() -> None:
+    model, adapter = build("qwen3"), random_adapter(build("qwen3"))
+    memory = attach(model, adapter, trainable=True)
+    states = [memory.new_state(2)]
+    assert states[0].fingerprint.adapter == adapter.fingerprint
+    train(memory)
+    states.append(memory.new_state(2))
+    assert states[1].fingerprint == memory.fingerprint != states[0].fingerprint
+    train(memory)
+    for state in states:  # training goes on with what it wrote
+        with memory.bind(state) as bound:
+            model(tokens())
+        assert bound.state.fingerprint == state.fingerprint
+    with memory.bind(memory.new_state(2)) as bound:
+        model(tokens())
+    saved = memory.adapter()
+    memory.detach()
+    frozen = attach(model, saved)
+    assert frozen.fingerprint == bound.state.fingerprint
+    with frozen.bind(bound.state, write=False):
+        model(tokens())
+    for state in states:
+        with pytest.raises(FingerprintMismatch, match="adapter"), frozen.bind(state):
+            pytest.fail("bound")
+    frozen.detach()
+
+
+@torch.no_grad()
+def test_a_trainable_memory_refuses_the_states_of_others() -> None:
+    model = build("qwen3")
+    memory = attach(model, random_adapter(model), trainable=True)
+    state = memory.new_state(2)
+    for other in (Fingerprint("x", state.fingerprint.backbone), Fingerprint(state.fingerprint.adapter, "x")):
+        with pytest.raises(FingerprintMismatch), memory.bind(replace(state, fingerprint=other)):
+            pytest.fail("bound")
+
+
+def test_a_trainable_memory_in_bfloat16_begins_as_the_adapter_that_was_given() -> None:
+    model = build("qwen3").bfloat16()
+    adapter = random_adapter(model)
+    memory = attach(model, adapter, trainable=True)
+    assert memory.fingerprint.adapter == adapter.fingerprint
+    train(memory)
+    assert memory.fingerprint.adapter == memory.adapter().fingerprint != adapter.fingerprint
