@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
 from threading import Event, Lock
 from typing import Any
 
@@ -21,6 +23,23 @@ ROLE_SUB_STATES = {"user": "facts", "system": "facts", "tool": "facts", "assista
 
 Routes = Sequence[Sequence[str]]
 Piece = tuple[list[int], tuple[str, ...]]  # token ids, and the sub-states that they are written to
+
+
+@dataclass(frozen=True)
+class WriteTrace:
+    """What writing one message did. Only the sub-states that it was written to appear.
+
+    Attributes:
+        tokens: how many tokens were written, the chat template's markup among them; 0 for a message routed nowhere.
+        gate: sub-state -> mean write gate β, between 0 and 1, over its state heads, all layers and the tokens (SSW: the
+            means) written; the pieces of a very long message count by their tokens.
+        moved: sub-state -> Frobenius norm, over its state heads and all layers, of the state after the message minus
+            the state before it.
+    """
+
+    tokens: int
+    gate: dict[str, float]
+    moved: dict[str, float]
 
 
 class Engine:
@@ -79,6 +98,26 @@ class Engine:
         """
         return self.write_batch(state, [messages], None if routes is None else [routes])
 
+    def write_traced(
+        self, state: MemoryState, messages: Sequence[Message], routes: Routes | None = None
+    ) -> tuple[MemoryState, list[WriteTrace]]:
+        """:meth:`write`, the same state bit for bit, and what each of the messages did to it.
+
+        Raises:
+            FingerprintMismatch, StateError: as for :meth:`write`.
+        """
+        if state.batch_size != 1:
+            raise StateError(f"{state.batch_size} rows of state: messages are traced in one row at a time")
+        traces = []
+        for pieces in self._pieces(messages, routes, state.sub_states):
+            before, gates = state, []
+            for piece in pieces:
+                bound = self._write_pieces(state, [piece], trace=True)
+                state = bound.state
+                gates.append(bound.gates)
+            traces.append(self._trace(pieces, gates, before, state))
+        return state, traces
+
     def write_batch(
         self, states: MemoryState, messages: Sequence[Sequence[Message]], routes: Sequence[Routes | None] | None = None
     ) -> MemoryState:
@@ -86,13 +125,13 @@ class Engine:
         if not len(messages) == states.batch_size == len(routes if routes is not None else messages):
             raise StateError(f"{states.batch_size} rows of state, {len(messages)} lists of messages: give one for each")
         todo = [
-            self._pieces(own, routes[i] if routes is not None else None, states.sub_states)
+            list(chain(*self._pieces(own, routes[i] if routes is not None else None, states.sub_states)))
             for i, own in enumerate(messages)
         ]
         for turn in range(max(map(len, todo), default=0)):
             rows = [i for i, pieces in enumerate(todo) if turn < len(pieces)]
             for group in _groups(rows, [len(todo[i][turn][0]) for i in rows]):
-                written = self._write_pieces(states.rows(group), [todo[i][turn] for i in group])
+                written = self._write_pieces(states.rows(group), [todo[i][turn] for i in group]).state
                 states = _put_rows(states, group, written)
         return states
 
@@ -191,20 +230,23 @@ class Engine:
             raise StateError(f"{states.batch_size} rows of state for {len(rows)} conversations: give one for each")
         return Decoding(self, rows, states)
 
-    def _pieces(self, messages: Sequence[Message], routes: Routes | None, layout: Mapping[str, Any]) -> list[Piece]:
+    def _pieces(
+        self, messages: Sequence[Message], routes: Routes | None, layout: Mapping[str, Any]
+    ) -> list[list[Piece]]:
+        """For each message the pieces that are written one after the other."""
         if routes is not None and len(routes) != len(messages):
             raise StateError(f"{len(routes)} routes for {len(messages)} messages: give one for each, or None")
         limit = min(WRITE_TOKENS, self.max_length)
-        pieces: list[Piece] = []
+        pieces: list[list[Piece]] = []
         for i, message in enumerate(messages):
             route = tuple(routes[i]) if routes is not None else self.route(message)
             if unknown := [name for name in route if name not in layout]:
                 raise StateError(f"no sub-state {unknown[0]!r}; this memory has {sorted(layout)}")
             ids = self.text.message(message)
-            pieces += [(ids[start : start + limit], route) for start in range(0, len(ids), limit)]
+            pieces.append([(ids[start : start + limit], route) for start in range(0, len(ids), limit)])
         return pieces
 
-    def _write_pieces(self, states: MemoryState, pieces: Sequence[Piece]) -> MemoryState:
+    def _write_pieces(self, states: MemoryState, pieces: Sequence[Piece], trace: bool = False) -> Bound:
         """One forward call that writes a piece into each row."""
         width = max(len(ids) for ids, _ in pieces)
         ids = torch.full((len(pieces), width), self.pad)
@@ -222,11 +264,25 @@ class Engine:
         with (
             self.lock,
             torch.no_grad(),
-            self.memory.bind(states, segment_ids=segment_ids, sub_states=routed) as bound,
+            self.memory.bind(states, segment_ids=segment_ids, sub_states=routed, trace=trace) as bound,
         ):
             ids, mask = ids.to(self.device), mask.to(self.device)
             self.model.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
-        return bound.state
+        return bound
+
+    def _trace(
+        self, pieces: Sequence[Piece], gates: Sequence[Mapping[str, Tensor]], before: MemoryState, after: MemoryState
+    ) -> WriteTrace:
+        """``gates``: for each of a message's pieces, attention module -> (1, H)."""
+        written = [name for name in self.sub_states if any(name in route for _, route in pieces)]
+        sizes = [len(ids) for ids, _ in pieces]
+        tokens = sum(sizes) if written else 0
+        gate, apart = {}, after.distance(before)
+        for name in written:
+            heads = list(after.sub_states[name])
+            means = [float(torch.cat([g[0, heads].to(self.device) for g in own.values()]).mean()) for own in gates]
+            gate[name] = sum(size * mean for size, mean in zip(sizes, means, strict=True)) / tokens
+        return WriteTrace(tokens, gate, {name: apart[name] for name in written})
 
 
 def _chunks(row: Row, decoding: Decoding) -> Iterator[Chunk]:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..config import DEFAULT_ADAPTER, find_adapter
 from ..errors import AdapterError, BackboneError
-from ..memory import Adapter, attach, load_adapter
+from ..memory import attach, load_adapter
 from .engine import Engine
 
 _engines: dict[tuple[str, str, str, str, str], Engine] = {}
@@ -64,20 +64,13 @@ def local_window(adapter: str | Path, backbone: str | Path | None = None) -> int
 def _load(
     folder: Path | None, name: str, backbone: str | Path | None, dtype: torch.dtype, device: str, revision: str | None
 ) -> Engine:
-    adapter = _adapter(folder, name, revision)
+    adapter = load_adapter(name, revision)
     if backbone is None and folder is not None and (folder / "backbone").is_dir():
         backbone = folder / "backbone"
     if (source := backbone or adapter.backbone) is None:
         raise AdapterError(f"adapter {name!r} does not name its backbone: give backbone=…, a folder or a hub id")
     model, tokenizer = _backbone(source, dtype, device)
     return Engine(model, tokenizer, attach(model, adapter))
-
-
-def _adapter(folder: Path | None, name: str, revision: str | None) -> Adapter:
-    if folder is None:
-        return load_adapter(name, revision)
-    inner = folder / "adapter"
-    return load_adapter(inner if inner.is_dir() else folder)
 
 
 def _backbone(source: str | Path, dtype: torch.dtype, device: str) -> tuple[Any, Any]:

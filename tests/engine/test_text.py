@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltamem_agents.engine.text import ChatText, Detokenizer, normal_form
+from deltamem_agents.content import normal_form
+from deltamem_agents.engine.text import ChatText, Detokenizer
 from deltamem_agents.errors import BackboneError
 
 ATTACKS = [

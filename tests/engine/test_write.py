@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import build_adapter_folder
 
+from deltamem_agents.engine import WriteTrace, load_engine
 from deltamem_agents.engine import engine as engine_module
-from deltamem_agents.engine import load_engine
 from deltamem_agents.errors import FingerprintMismatch, StateError
 from deltamem_agents.memory import MemoryState
 
@@ -89,7 +89,7 @@ def test_groups_of_a_large_batch_change_nothing(engine, monkeypatch):
 def test_long_messages_are_cut_in_pieces(engine, monkeypatch):
     ids = engine.text.message(USER)
     monkeypatch.setattr(engine_module, "WRITE_TOKENS", len(ids) - 3)
-    pieces = engine._pieces([USER], None, engine.memory.config.sub_states)
+    [pieces] = engine._pieces([USER], None, engine.memory.config.sub_states)
     assert [len(piece) for piece, _ in pieces] == [len(ids) - 3, 3]
     assert [number for piece, _ in pieces for number in piece] == ids
     assert not close(engine.write(engine.new_state(), [USER]), engine.new_state())
@@ -104,6 +104,89 @@ def test_mean_writes(tmp_path, granularity):
     assert close(state.rows([0]), engine.write(engine.new_state(), [long, REPLY]))
     assert close(state.rows([1]), engine.write(engine.new_state(), [USER]))
     assert not close(state, engine.new_state(2))
+
+
+def layer_inputs(engine, state, message, route):
+    """Attention module -> its input (T, D) in each forward call that writes ``message``; and the state after."""
+    seen = {name: [] for name in state.tensors}
+    handles = [
+        engine.model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: seen[name].append(kwargs["hidden_states"][0]), with_kwargs=True
+        )
+        for name in seen
+    ]
+    after = engine.write(state, [message], [route])
+    for handle in handles:
+        handle.remove()
+    return seen, after
+
+
+def mean_gate(engine, name, written):
+    """Mean β of a sub-state for ``written``: attention module -> the vectors (N, D) that were written."""
+    means = []
+    for layer, x in zip(engine.memory.layers, written.values(), strict=True):
+        gates = torch.sigmoid(x @ layer.beta_proj.T + layer.beta_bias).unflatten(-1, (-1, 8))
+        means.append(gates[:, list(engine.memory.config.sub_states[name])].mean())
+    return torch.stack(means).mean().item()
+
+
+def distance(a: MemoryState, b: MemoryState, heads) -> float:
+    return torch.cat([(a.tensors[n] - b.tensors[n])[:, list(heads)].flatten() for n in a.tensors]).norm().item()
+
+
+def test_traced_writes_are_the_same_writes(engine):
+    start = engine.write(engine.new_state(), [TOOL])
+    messages, routes = [USER, REPLY, TOOL, USER], [("facts",), ("task_progress", "facts"), (), ("task_progress",)]
+    state, traces = engine.write_traced(start, messages, routes)
+    assert same(state, engine.write(start, messages, routes))
+    assert same(engine.write_traced(start, messages)[0], engine.write(start, messages))
+    assert [set(trace.gate) for trace in traces] == [set(trace.moved) for trace in traces] == [set(r) for r in routes]
+    assert engine.write_traced(start, [])[1] == []
+    with pytest.raises(StateError, match="2 rows of state"):
+        engine.write_traced(engine.new_state(2), [USER])
+    with pytest.raises(StateError, match="1 routes for 2 messages"):
+        engine.write_traced(start, [USER, REPLY], [("facts",)])
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_traces_say_what_each_message_did(engine, monkeypatch, limit):
+    """With and without messages that are cut in pieces: then each token still counts the same."""
+    if limit is not None:
+        monkeypatch.setattr(engine_module, "WRITE_TOKENS", limit)
+    state = engine.write(engine.new_state(), [TOOL])
+    messages, routes = [USER, REPLY], [("facts",), ("facts", "task_progress")]
+    _, traces = engine.write_traced(state, messages, routes)
+    for message, route, trace in zip(messages, routes, traces, strict=True):
+        seen, after = layer_inputs(engine, state, message, route)
+        assert len(next(iter(seen.values()))) == (1 if limit is None else -(-trace.tokens // limit))
+        assert trace.tokens == len(engine.text.message(message))
+        written = {name: torch.cat(calls) for name, calls in seen.items()}
+        assert trace.gate == pytest.approx({name: mean_gate(engine, name, written) for name in route}, abs=1e-6)
+        layout = engine.memory.config.sub_states
+        assert trace.moved == pytest.approx({name: distance(after, state, layout[name]) for name in route}, rel=1e-5)
+        state = after
+
+
+def test_a_message_routed_nowhere_leaves_no_trace(engine):
+    start = engine.write(engine.new_state(), [USER, REPLY])
+    state, traces = engine.write_traced(start, [TOOL], [()])
+    assert same(state, start)
+    assert traces == [WriteTrace(tokens=0, gate={}, moved={})]
+
+
+def test_traces_of_mean_writes_weigh_pieces_by_their_tokens(tmp_path, monkeypatch):
+    config = {"memory_write_granularity": "message_mean", "num_state_heads": 1, "sub_states": {}}
+    engine = load_engine(build_adapter_folder(tmp_path, **config), device="cpu")
+    size = len(engine.text.message(USER))
+    monkeypatch.setattr(engine_module, "WRITE_TOKENS", size - 3)
+    state, [trace] = engine.write_traced(engine.new_state(), [USER])
+    seen, after = layer_inputs(engine, engine.new_state(), USER, ("shared",))
+    gates = [
+        mean_gate(engine, "shared", {n: calls[i].mean(0, keepdim=True) for n, calls in seen.items()}) for i in (0, 1)
+    ]
+    assert trace.tokens == size and same(state, after)
+    assert trace.gate == pytest.approx({"shared": ((size - 3) * gates[0] + 3 * gates[1]) / size}, abs=1e-6)
+    assert trace.moved == pytest.approx({"shared": distance(after, engine.new_state(), [0])}, rel=1e-5)
 
 
 def test_sentences(engine):
