@@ -37,6 +37,7 @@ def recall(
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
     cell: Annotated[list[str] | None, typer.Option("--cell", help="Only this cell (repeatable).")] = None,
     baselines: Annotated[bool, typer.Option(help="Also answer without memory, and with all in the prompt.")] = True,
+    baseline_questions: Annotated[int, typer.Option(help="Questions for each baseline of a cell.", min=1)] = 250,
 ) -> None:
     """Recall of the memory, as a share of exact answers.
 
@@ -46,7 +47,7 @@ def recall(
 
     from ..evals.recall import run_recall
 
-    document = run_recall(adapter, questions, out, cell or None, baselines, typer.echo)
+    document = run_recall(adapter, questions, out, cell or None, baselines, typer.echo, baseline_questions)
     names = ("memory", "no_memory", "full_context", "aim")
     rows = [
         (name, row["title"], *(f"{row[key]:.1%}" if key in row else "-" for key in names))

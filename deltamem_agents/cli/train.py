@@ -1,7 +1,7 @@
 """``deltamem train``: from a recipe to an adapter folder."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -31,33 +31,21 @@ def train(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: cuda where there is one.")] = None,
 ) -> None:
     """Train the tokenizer, backbone and adapter that a recipe describes."""
-    overrides = _overrides(changes or [])
-
+    from ..errors import RecipeError
     from ..training.build import STAGES, build
-    from ..training.recipe import load_recipe
+    from ..training.recipe import load_recipe, parse_changes
 
     stages = tuple(stage or STAGES)
     if unknown := [name for name in stages if name not in STAGES]:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(STAGES)}", param_hint="--stage")
+    try:
+        overrides = parse_changes(changes or [])
+    except RecipeError as error:
+        raise typer.BadParameter(str(error), param_hint="--set") from error
     loaded = load_recipe(recipe, overrides)
-    out.mkdir(parents=True, exist_ok=True)
-    if recipe.resolve() != (out / "recipe.yaml").resolve():
-        made = " ".join(["# deltamem train", recipe.name, *(f"--set {change}" for change in changes or [])])
-        (out / "recipe.yaml").write_text(f"{made}\n{recipe.read_text(encoding='utf-8')}", encoding="utf-8")
-    if build(loaded, out, stages=stages, device=device, time_limit=time_limit, say=typer.echo):
+    try:
+        done = build(loaded, out, stages=stages, device=device, time_limit=time_limit, say=typer.echo)
+    except KeyboardInterrupt:  # build has said where to go on
+        raise typer.Exit(130) from None
+    if done:
         typer.echo(f"done: {out}")
-
-
-def _overrides(changes: list[str]) -> dict[str, Any]:
-    import yaml
-
-    found: dict[str, Any] = {}
-    for change in changes:
-        name, equals, value = change.partition("=")
-        if not name or not equals:
-            raise typer.BadParameter(f"{change!r} is not FIELD=VALUE", param_hint="--set")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise typer.BadParameter(f"the value of {name} is not YAML: {error}", param_hint="--set") from error
-    return found

@@ -20,7 +20,7 @@ import transformers
 
 from ..config import DEFAULT_ADAPTER
 from ..engine import Engine, load_engine
-from ..errors import RecipeError
+from ..errors import DeltaMemError, RecipeError
 from ..training.world import (
     TASK,
     Question,
@@ -111,10 +111,13 @@ def run_recall(
 
     Raises:
         RecipeError: an unknown cell.
+        DeltaMemError: ``out`` cannot be written; nothing is measured then.
     """
     known = {cell.name: cell for cell in CELLS}
     if unknown := [name for name in cells or () if name not in known]:
         raise RecipeError(f"unknown cell {unknown[0]!r}; known are {list(known)}")
+    if out is not None:
+        check_writable(out)
     engine = load_engine(adapter)
     document: dict[str, Any] = {
         "adapter": str(adapter),
@@ -138,6 +141,18 @@ def run_recall(
         if out is not None:
             out.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return document
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of ``path``; DeltaMemError when no file can be written there. A file that is there is kept."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise DeltaMemError(f"results cannot be written to {path}: {error.strerror}; give another --out") from error
 
 
 def measure(engine: Engine, cell: Cell, questions: int, baseline_questions: int) -> dict[str, Any]:

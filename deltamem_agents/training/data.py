@@ -1,6 +1,9 @@
 """Batches for training, made in worker processes: the same for the same seed and step, whatever their number."""
 
+import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +22,7 @@ from .records import read_records
 from .world import rng_for, world_dialogues, world_record
 
 Make = Callable[[int], Any]
-PATIENCE = 200  # records looked at for one that fits
+PATIENCE = 200  # sessions looked at for one that fits
 
 
 class _Steps(IterableDataset[Any]):
@@ -37,8 +40,13 @@ class _Steps(IterableDataset[Any]):
 
 def batches(make: Make, start: int, stop: int, workers: int) -> Iterable[Any]:
     """``make(step)`` for the steps from ``start`` to ``stop``, in order, prefetched by ``workers`` processes."""
-    more: dict[str, Any] = {"prefetch_factor": 4, "pin_memory": False} if workers else {}
+    more: dict[str, Any] = {"prefetch_factor": 4, "pin_memory": False, "worker_init_fn": _deafen} if workers else {}
     return DataLoader(_Steps(make, start, stop), batch_size=None, num_workers=workers, **more)
+
+
+def _deafen(_: int) -> None:
+    """Workers leave Ctrl-C to the training process, which still needs their batches for the step under way."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class AdapterBatches:
@@ -49,29 +57,63 @@ class AdapterBatches:
         self.encoder = Encoder(tokenizer, sub_states)
         if recipe.data == WORLD and tokenizer.chat_template and "generation" in tokenizer.chat_template:
             self.encoder.render = _render_fast  # type: ignore[method-assign]
-        self.file: list[EncodedRecord] | None = None
-        if recipe.data != WORLD:
-            self.file = list(self._encoded(Path(recipe.path(recipe.data))))
         self.shapes = [
             Shape(train.rows, length, train.asked_tokens, train.answer_tokens) for length in sorted(train.memory_tokens)
         ]
-
-    def _encoded(self, path: Path) -> Iterator[EncodedRecord]:
-        for number, record in enumerate(read_records(path), 1):
-            try:
-                yield self.encoder.record(record)
-            except RecipeError as error:
-                raise RecipeError(f"{path}, record {number}: {error}") from error
+        self.file: dict[Shape, list[EncodedRecord]] = {}  # each record under the shortest shape that holds it
+        self.summary = ""  # how much of a file can be learnt
+        if recipe.data != WORLD:
+            self.summary = self._read(Path(recipe.data))
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step: all its records need the same row length."""
         rng = Random(f"{self.seed}/{step}")
-        source = self._records(rng, step)
+        if self.file:
+            shape = rng.choices(list(self.file), [len(records) for records in self.file.values()])[0]
+            chosen = rng.choices(self.file[shape], k=shape.contexts)
+        else:
+            shape, chosen = self._sessions(step)
+        return pack_batch(chosen, shape, self.encoder.pad, self.names)
+
+    def _read(self, path: Path) -> str:
+        """Encode the records of a file, and say how many fit. RecipeError when none does."""
+        left_out: Counter[str] = Counter()
+        asked = packed = learnt = 0
+        for record in read_records(path):
+            try:
+                encoded = self.encoder.record(record)
+            except RecipeError as error:
+                raise RecipeError(f"{record.where}: {error}") from error
+            reason = self.shapes[-1].obstacle(encoded) if any(encoded.memory) else "nothing in their memory"
+            if reason:
+                left_out[reason] += 1
+                continue
+            shape = next(s for s in self.shapes if s.fits(encoded))
+            self.file.setdefault(shape, []).append(encoded)
+            row = shape.asked(encoded)
+            asked, packed = asked + len(encoded.asked), packed + len(row)
+            learnt += sum(len(ids) - start for ids, start in row)
+        number = sum(map(len, self.file.values()))
+        said = f"{path}: {number} of {number + left_out.total()} records can be learnt"
+        if left_out:
+            said += "; left out: " + ", ".join(f"{many} with {reason}" for reason, many in left_out.items())
+        if not number and not left_out:
+            raise RecipeError(f"training file {path} holds no records: one JSON object a line (training/records.py)")
+        if not number:
+            raise RecipeError(f"{said}. Training needs at least one record that fits the recipe's adapter.train")
+        if packed < asked:
+            said += f"; {asked - packed} of their {asked} conversations do not fit beside the others (asked_tokens)"
+        if learnt > number * self.train.answer_tokens:
+            said += f"; their answers have {learnt // number} tokens a record: those beyond answer_tokens are cut"
+        return said
+
+    def _sessions(self, step: int) -> tuple[Shape, list[EncodedRecord]]:
+        """Records of the world for one step, and the shape that holds them."""
+        source = self._world(step)
         first = self._next(source, self.shapes[-1], 0)
         shape = next(s for s in self.shapes if s.fits(first))
         below = max((s.memory_tokens for s in self.shapes if s.memory_tokens < shape.memory_tokens), default=-1)
-        chosen = [first] + [self._next(source, shape, below) for _ in range(shape.contexts - 1)]
-        return pack_batch(chosen, shape, self.encoder.pad, self.names)
+        return shape, [first] + [self._next(source, shape, below) for _ in range(shape.contexts - 1)]
 
     def _next(self, source: Iterator[EncodedRecord], shape: Shape, below: int) -> EncodedRecord:
         for _ in range(PATIENCE):
@@ -79,21 +121,17 @@ class AdapterBatches:
             if shape.fits(record) and sum(map(len, record.memory)) > below:
                 return record
         raise RecipeError(
-            f"{PATIENCE} records in a row do not fit: a memory may have {shape.memory_tokens} tokens (memory_tokens) "
-            "and needs a conversation (asked_tokens)"
+            f"{PATIENCE} sessions in a row do not fit: a memory may have {shape.memory_tokens} tokens (memory_tokens) "
+            f"and needs a conversation of at most {shape.asked_tokens} (asked_tokens)"
         )
 
-    def _records(self, rng: Random, step: int) -> Iterator[EncodedRecord]:
-        index = 0
-        while True:
-            if self.file is not None:
-                yield rng.choice(self.file)
-            else:
-                own = rng_for(self.seed, index, f"train/{step}")
-                record = world_record(own, self.train.most_facts, self.train.questions)
-                if set(record.reset) <= set(self.names):  # what cannot be emptied is not forgotten
-                    yield self.encoder.record(record)
-            index += 1
+    def _world(self, step: int) -> Iterator[EncodedRecord]:
+        for index in count():
+            record = world_record(
+                rng_for(self.seed, index, f"train/{step}"), self.train.most_facts, self.train.questions
+            )
+            if set(record.reset) <= set(self.names):  # what cannot be emptied is not forgotten
+                yield self.encoder.record(record)
 
 
 def _render_fast(messages: list[dict[str, Any]], tools: Any = None, prompt: bool = False) -> str:
@@ -124,6 +162,8 @@ class BackboneBatches:
                 rows[-1].append((ids, weights))
                 room -= len(ids)
             index += 1
+            if index == PATIENCE and not rows[0]:
+                raise RecipeError(f"no dialogue of {PATIENCE} sessions has at most {self.train.length} tokens (length)")
 
     def _sequences(self, rng: Random) -> Iterator[tuple[list[int], list[float]]]:
         for messages, tools, answers in world_dialogues(rng, self.train.most_facts, self.train.questions):

@@ -2,10 +2,12 @@
 
 import json
 import math
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from typing import Any
 
 import torch
@@ -52,8 +54,12 @@ class Run:
         return t.lr * (t.final_lr + (1 - t.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
     def steps(self, batches: Any) -> Iterator[Any]:
-        """Batches until the last step or the deadline, with a progress bar and checkpoints."""
-        with tqdm(total=self.train.steps, initial=self.step, unit="step", mininterval=5.0) as bar:
+        """Batches until the last step or the deadline, with a progress bar and checkpoints.
+
+        Ctrl-C ends it after the step under way: the checkpoint is written, then KeyboardInterrupt raised.
+        """
+        bar = tqdm(total=self.train.steps, initial=self.step, unit="step", mininterval=5.0)
+        with _deferred_interrupt() as interrupted, bar:
             for batch in batches:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.lr()
@@ -61,9 +67,11 @@ class Run:
                 bar.update()
                 if self._logged[0] == self.step:
                     bar.set_postfix(loss=f"{self._last:.4f}")
-                if self.deadline is not None and time.monotonic() > self.deadline:
+                if interrupted.is_set() or (self.deadline is not None and time.monotonic() > self.deadline):
                     break
         self.save()
+        if interrupted.is_set():
+            raise KeyboardInterrupt
 
     def update(self, loss: torch.Tensor, accuracy: torch.Tensor) -> None:
         """Backward, clip, step; log (loss, and the share of answer tokens that were right) and save when it is time."""
@@ -117,7 +125,8 @@ class Run:
         if not path.is_file():
             return False
         document = torch.load(path, map_location="cpu", weights_only=True)
-        if set(document["parameters"]) != set(self.parameters):
+        shapes = {name: value.shape for name, value in document["parameters"].items()}
+        if shapes != {name: value.shape for name, value in self.parameters.items()}:
             raise RecipeError(f"{path} belongs to another model or adapter: choose another folder, or delete it")
         with torch.no_grad():
             for name, value in document["parameters"].items():
@@ -128,10 +137,28 @@ class Run:
         return True
 
 
+@contextmanager
+def _deferred_interrupt() -> Iterator[Event]:
+    """Ctrl-C sets the event and no more, so that a step is never cut in two; a second one stops at once."""
+    event = Event()
+    if current_thread() is not main_thread():  # only the main thread hears signals
+        yield event
+        return
+
+    def hear(*_: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def precision(train: TrainRecipe, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast to bfloat16 for "bf16"; weights and states stay as they are."""
-    if train.dtype not in ("bf16", "fp32"):
-        raise RecipeError(f"recipe field dtype = {train.dtype!r} is not supported; use 'bf16' or 'fp32'")
     return torch.autocast(device.type, dtype=torch.bfloat16) if train.dtype == "bf16" else nullcontext()
 
 

@@ -124,32 +124,39 @@ class Shape:
     sequences: int = 160  # a row, on average
 
     def fits(self, record: EncodedRecord) -> bool:
-        few = len(record.memory) < self.sequences
-        some = any(len(ids) <= self.asked_tokens for ids, _ in record.asked)
-        return few and some and sum(map(len, record.memory)) <= self.memory_tokens
+        return not self.obstacle(record)
+
+    def obstacle(self, record: EncodedRecord) -> str:
+        """Why a record cannot be in a batch; "" when it can."""
+        if sum(map(len, record.memory)) > self.memory_tokens:
+            return f"a memory longer than {self.memory_tokens} tokens (memory_tokens)"
+        if len(record.memory) >= self.sequences:
+            return f"{self.sequences} or more messages in a memory"
+        if not self.asked(record):
+            return f"no conversation of at most {self.asked_tokens} tokens (asked_tokens)"
+        return ""
+
+    def asked(self, record: EncodedRecord) -> list[tuple[list[int], int]]:
+        """The conversations that are packed into the row, in their order, while they fit."""
+        room = self.asked_tokens
+        row: list[tuple[list[int], int]] = []
+        for ids, start in record.asked:
+            if len(ids) <= room and len(row) < self.sequences - 1:
+                row.append((ids, start))
+                room -= len(ids)
+        return row
 
 
 def pack_batch(records: Sequence[EncodedRecord], shape: Shape, pad: int, names: Sequence[str]) -> Batch:
     """One step's batch; conversations that do not fit ``asked_tokens`` are left out, in their order."""
-    asked: list[list[list[int]]] = []
-    starts: list[list[int]] = []
-    for record in records:
-        room = shape.asked_tokens
-        row: list[list[int]] = []
-        row_starts: list[int] = []
-        for ids, start in record.asked:
-            if len(ids) <= room and len(row) < shape.sequences - 1:
-                row.append(ids)
-                row_starts.append(start)
-                room -= len(ids)
-        asked.append(row)
-        starts.append(row_starts)
+    asked = [shape.asked(record) for record in records]
     limit = shape.sequences * shape.contexts
     memory = pack_rows(
         [r.memory for r in records], shape.memory_tokens, limit, pad, routes=[r.routes for r in records], names=names
     )
     reset = {name: torch.tensor([name in r.reset for r in records]) for name in names}
-    conversations = pack_rows(asked, shape.asked_tokens, limit, pad, label_starts=starts)
+    ids, starts = [[ids for ids, _ in row] for row in asked], [[start for _, start in row] for row in asked]
+    conversations = pack_rows(ids, shape.asked_tokens, limit, pad, label_starts=starts)
     return Batch(memory, conversations, reset, *_answers(conversations.labels, shape.contexts * shape.answer_tokens))
 
 

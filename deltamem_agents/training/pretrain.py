@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from ..errors import RecipeError
 from .attention import PACKED_ATTENTION
 from .chat_format import TOOLS_HEAD, TOOLS_TAIL, train_tokenizer
 from .data import BackboneBatches, batches
@@ -32,18 +33,21 @@ def world_tokenizer(recipe: Recipe) -> Any:
 
 
 def new_backbone(recipe: Recipe, tokenizer: Any) -> Any:
-    """An untrained Qwen3 model with the recipe's architecture."""
+    """An untrained Qwen3 model with the recipe's architecture; RecipeError when there can be no such model."""
     fields: dict[str, Any] = {"max_position_embeddings": 8192, "tie_word_embeddings": True, "rope_theta": 10000.0}
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        **fields | dict(recipe.backbone.architecture),
-    )
-    config._attn_implementation = PACKED_ATTENTION
     torch.manual_seed(recipe.seed)
-    return Qwen3ForCausalLM(config)
+    try:
+        config = Qwen3Config(
+            vocab_size=len(tokenizer),
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+            **fields | dict(recipe.backbone.architecture),
+        )
+        config._attn_implementation = PACKED_ATTENTION
+        return Qwen3ForCausalLM(config)
+    except Exception as error:  # configs and modules raise what they like
+        raise RecipeError(f"recipe field backbone.architecture makes no Qwen3 model: {error}") from error
 
 
 def train_backbone(recipe: Recipe, tokenizer: Any, folder: Path, device: torch.device, deadline: float | None) -> Any:

@@ -7,12 +7,13 @@
     backbone: {architecture: {hidden_size: 384, …}, train: {steps: 8000, …}}      # or the path or hub id of a model
     adapter: {config: {rank: 16, num_state_heads: 8, …}, beta_bias: -3.0, train: {steps: 6000, …}}
 
-Unknown fields are refused by name. Relative paths are relative to the recipe.
+Unknown fields and values out of range are refused by name. Relative paths are relative to the recipe.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, cast, get_args, get_origin, get_type_hints
@@ -22,6 +23,14 @@ import yaml
 from ..errors import RecipeError
 
 WORLD = "world"
+LEAST = dict.fromkeys(
+    "steps rows length memory_tokens asked_tokens answer_tokens most_facts questions log_every checkpoint_every "
+    "vocab_size".split(), 1
+) | dict.fromkeys(
+    "lr final_lr betas weight_decay warmup clip workers other_weight random_share output_std sessions".split(), 0
+)  # fmt: skip
+BELOW = {"betas": 1, "random_share": 1}
+DTYPES = ("bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class TokenizerRecipe:
 
 @dataclass(frozen=True)
 class BackboneRecipe:
-    """A model to load (``path``: folder or hub id), or one to train: fields of a Qwen3 config, and the optimisation."""
+    """A model to load (``path``: absolute path of a folder, or a hub id), or one to train: fields of a Qwen3 config."""
 
     path: str | None = None
     architecture: Mapping[str, Any] = field(default_factory=dict)
@@ -97,7 +106,7 @@ class AdapterRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All of it; ``folder`` is where the recipe lies."""
+    """All of it. Paths in it are absolute."""
 
     name: str
     adapter: AdapterRecipe
@@ -105,19 +114,13 @@ class Recipe:
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     seed: int = 1
     data: str = WORLD
-    folder: Path = Path()
-
-    def path(self, text: str) -> str:
-        """``text`` as a path beside the recipe when such a file or folder is there, else unchanged (a hub id)."""
-        beside = self.folder / text
-        return str(beside) if beside.exists() else text
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe. ``overrides`` maps dotted names to values, e.g. {"adapter.train.steps": 10}.
 
     Raises:
-        RecipeError: no such file, not YAML, or a field that is unknown, missing or of the wrong type.
+        RecipeError: no such file, not YAML, or a field that is unknown, missing, of the wrong type or out of range.
     """
     path = Path(path)
     try:
@@ -130,10 +133,45 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     for dotted, value in (overrides or {}).items():
         _set(data, dotted.split("."), value)
         data = _long_form(data)
-    recipe: Recipe = _parse(Recipe, data | {"folder": str(path.parent)}, "")
+    recipe: Recipe = _parse(Recipe, data, "")
     if recipe.backbone.path is None and recipe.backbone.train is None:
         raise RecipeError("recipe field backbone needs a 'path', or an 'architecture' with 'train'")
-    return recipe
+    return _absolute(recipe, path.parent)
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write ``recipe`` so that :func:`load_recipe` gives it back."""
+    head = f"# What was trained here. Again: deltamem train {path.name} --out FOLDER\n"
+    body = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(head + body, encoding="utf-8")
+
+
+def parse_changes(changes: Iterable[str]) -> dict[str, Any]:
+    """Overrides for :func:`load_recipe` out of "FIELD=VALUE" texts; RecipeError for any other text."""
+    found: dict[str, Any] = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not name or not equals:
+            raise RecipeError(f"{change!r} is not FIELD=VALUE")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"the value of {name} is not YAML: {error}") from error
+    return found
+
+
+def _absolute(recipe: Recipe, folder: Path) -> Recipe:
+    """Paths beside the recipe in full. A backbone or adapter that is not there may be a hub id, and stays as it is."""
+
+    def full(text: str | None) -> str | None:
+        found = None if text is None else (folder / Path(text).expanduser()).resolve()
+        return str(found) if found is not None and found.exists() else text
+
+    backbone = replace(recipe.backbone, path=full(recipe.backbone.path))
+    adapter = replace(recipe.adapter, init=full(recipe.adapter.init))
+    data = recipe.data if recipe.data == WORLD else str((folder / Path(recipe.data).expanduser()).resolve())
+    return replace(recipe, backbone=backbone, adapter=adapter, data=data)
 
 
 def _long_form(data: dict[str, Any]) -> dict[str, Any]:
@@ -155,12 +193,27 @@ def _parse(kind: type, data: Any, where: str) -> Any:
         raise RecipeError(f"recipe field {where.rstrip('.') or 'top level'} must be a mapping, got {data!r}")
     types = get_type_hints(kind)
     if unknown := sorted(set(data) - set(types)):
-        raise RecipeError(f"unknown recipe field {where}{unknown[0]}; known are {sorted(set(types) - {'folder'})}")
+        raise RecipeError(f"unknown recipe field {where}{unknown[0]}; known are {sorted(types)}")
     values = {name: _cast(types[name], value, f"{where}{name}") for name, value in data.items()}
+    for name, value in values.items():
+        _check(name, value, f"{where}{name}")
     try:
         return kind(**values)
     except TypeError as error:
         raise RecipeError(f"recipe {where.rstrip('.') or 'top level'}: {error}") from error
+
+
+def _check(name: str, value: Any, where: str) -> None:
+    """RecipeError for a number, or numbers, out of range."""
+    least, limit = LEAST.get(name, -math.inf), BELOW.get(name, math.inf)
+    numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, int | float)]
+    if not all(math.isfinite(number) and least <= number < limit for number in numbers):
+        wanted = ["finite"] + [f"at least {least}"] * (name in LEAST) + [f"below {limit}"] * (name in BELOW)
+        raise RecipeError(f"recipe field {where} = {value!r} must be {', '.join(wanted)}")
+    if value == ():
+        raise RecipeError(f"recipe field {where} must not be empty")
+    if name == "dtype" and value not in DTYPES:
+        raise RecipeError(f"recipe field {where} = {value!r} is not supported; use {' or '.join(map(repr, DTYPES))}")
 
 
 def _cast(wanted: Any, value: Any, where: str) -> Any:
@@ -170,11 +223,10 @@ def _cast(wanted: Any, value: Any, where: str) -> Any:
     if isinstance(wanted, UnionType):  # X | None
         return None if value is None else _cast(get_args(wanted)[0], value, where)
     if get_origin(wanted) is tuple:
-        return tuple(
-            _cast(get_args(wanted)[0], item, where) for item in (value if isinstance(value, list) else [value])
-        )
-    if wanted is Path:
-        return Path(value)
+        kinds, items = get_args(wanted), value if isinstance(value, list) else [value]
+        if Ellipsis not in kinds and len(items) != len(kinds):
+            raise RecipeError(f"recipe field {where} = {value!r} must be {len(kinds)} values")
+        return tuple(_cast(kinds[0], item, where) for item in items)
     if wanted in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             number = float(value)

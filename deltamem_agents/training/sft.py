@@ -20,9 +20,11 @@ from .recipe import AdapterRecipe, Recipe
 
 
 def train_adapter(
-    recipe: Recipe, model: nn.Module, tokenizer: Any, folder: Path, deadline: float | None = None
+    recipe: Recipe, model: nn.Module, source: AdapterBatches, folder: Path, deadline: float | None = None
 ) -> Adapter | None:
-    """Train the recipe's adapter on a loaded, packed-attention backbone; checkpoints in ``folder``.
+    """Train the recipe's adapter on a loaded, packed-attention backbone with the batches of ``source``.
+
+    Checkpoints go to ``folder``.
 
     Returns:
         The adapter, or None when ``deadline`` (time.monotonic seconds) came first: call again to go on.
@@ -37,7 +39,6 @@ def train_adapter(
     memory = attach(model, initial_adapter(recipe, own, model), dtype=torch.float32, trainable=True)
     run = Run(folder, train, dict(memory.named_parameters()), deadline)
     run.resume()
-    source = AdapterBatches(recipe, train, tokenizer, tuple(memory.config.sub_states))
 
     def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
         with precision(train, device):
@@ -62,7 +63,7 @@ def initial_adapter(recipe: Recipe, own: AdapterRecipe, model: nn.Module) -> Ada
         seed=recipe.seed,
         backbone=recipe.backbone.path,
     )
-    return fresh if own.init is None else widen(load_adapter(recipe.path(own.init)), fresh)
+    return fresh if own.init is None else widen(load_adapter(own.init), fresh)
 
 
 def widen(adapter: Adapter, fresh: Adapter) -> Adapter:

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from deltamem_agents.errors import RecipeError
+from deltamem_agents.cli.evals import app
+from deltamem_agents.errors import DeltaMemError, RecipeError
+from deltamem_agents.evals import recall
 from deltamem_agents.evals.recall import CELLS, draw, run_recall
 from deltamem_agents.evals.report import markdown
 
@@ -48,13 +51,50 @@ def test_a_run_is_written_and_becomes_a_table(tmp_path: Path) -> None:
     assert told["memory"] >= 0.75 > 0.25 >= told["no_memory"]
     lines = markdown(document).splitlines()
     assert len(lines) == 4
-    assert lines[2].startswith("| 4 facts told | 0.97 | ")
-    assert f"(old value {document['cells']['updated']['old_value']:.2f}) |" in lines[3]
+    assert lines[2].startswith("| 4 facts told | 0.970 | ")
+    assert f"(old value {document['cells']['updated']['old_value']:.3f}) |" in lines[3]
 
 
 def test_what_was_not_measured_is_a_dash() -> None:
     cell = {"title": "t", "aim": 0.9, "memory": 0.875}
-    assert markdown({"cells": {"x": cell}}).splitlines()[2] == "| t | 0.90 | 0.88 | - | - |"
+    assert markdown({"cells": {"x": cell}}).splitlines()[2] == "| t | 0.900 | 0.875 | - | - |"
+
+
+def test_a_share_below_its_aim_does_not_look_as_if_it_reached_it() -> None:
+    cell = {"title": "t", "aim": 0.93, "memory": 0.928}
+    assert markdown({"cells": {"x": cell}}).splitlines()[2] == "| t | 0.930 | 0.928 | - | - |"
+
+
+def test_results_that_cannot_be_written_are_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recall, "load_engine", None)  # not reached
+    (tmp_path / "file").write_text("text")
+    for out in (tmp_path / "file" / "x.json", tmp_path):
+        with pytest.raises(DeltaMemError, match=rf"results cannot be written to {out}: .* --out"):
+            run_recall(out=out)
+
+
+def test_results_get_their_folder_and_what_is_there_is_kept(tmp_path: Path) -> None:
+    recall.check_writable(tmp_path / "new" / "folder" / "x.json")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "old.json").write_text("{}")
+    recall.check_writable(tmp_path / "old.json")
+    assert (tmp_path / "old.json").read_text() == "{}"
+
+
+def test_the_command_says_how_many_baseline_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def measured(*arguments: object) -> dict[str, dict[str, object]]:
+        asked.append(arguments[-1])  # type: ignore[arg-type]
+        return {"cells": {}}
+
+    monkeypatch.setattr(recall, "run_recall", measured)
+    for options in ([], ["--baseline-questions", "40"]):
+        done = CliRunner().invoke(app, ["recall", *options])
+        assert done.exit_code == 0, done.output
+    assert asked == [250, 40]
 
 
 def test_unknown_cells_are_refused_by_name() -> None:

@@ -7,7 +7,7 @@ import pytest
 from training_data import CONFIG, TRAIN, recipe_file
 
 from deltamem_agents.errors import RecipeError
-from deltamem_agents.training.recipe import load_recipe
+from deltamem_agents.training.recipe import load_recipe, parse_changes, save_recipe
 
 SHIPPED = sorted(Path(__file__).parents[2].glob("adapters/*/recipe.yaml"))
 
@@ -16,7 +16,6 @@ SHIPPED = sorted(Path(__file__).parents[2].glob("adapters/*/recipe.yaml"))
 def test_shipped_recipes_load(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.parent.name
-    assert recipe.folder == path.parent
 
 
 def test_fields_have_their_types(tmp_path: Path) -> None:
@@ -43,7 +42,6 @@ def test_fields_have_their_types(tmp_path: Path) -> None:
         ("adapter.init", "other", "other"),
         ("adapter.config.rank", 4, 4),
         ("seed", 7, 7),
-        ("data", "mine.jsonl", "mine.jsonl"),
         ("backbone", "some/model", None),
     ],
 )
@@ -79,6 +77,21 @@ def test_overrides(tmp_path: Path, field: str, value: Any, found: Any) -> None:
         ("adapter", 5, "adapter must be a mapping"),
         ("data", 5, "data = 5 is not text"),
         ("name.of", 5, "name.of cannot be set"),
+        ("adapter.train.rows", 0, "adapter.train.rows = 0 must be finite, at least 1"),
+        ("adapter.train.steps", -5, "adapter.train.steps = -5 must be finite, at least 1"),
+        ("backbone.train.length", 0, "backbone.train.length = 0 must be"),
+        ("adapter.train.log_every", 0, "adapter.train.log_every = 0 must be"),
+        ("adapter.train.checkpoint_every", 0, "adapter.train.checkpoint_every = 0 must be"),
+        ("adapter.train.workers", -1, "adapter.train.workers = -1 must be finite, at least 0"),
+        ("adapter.train.memory_tokens", [64, 0], r"adapter.train.memory_tokens = \(64, 0\) must be"),
+        ("adapter.train.memory_tokens", [], "adapter.train.memory_tokens must not be empty"),
+        ("adapter.train.lr", -1, "adapter.train.lr = -1.0 must be finite, at least 0"),
+        ("adapter.train.lr", float("nan"), "adapter.train.lr = nan must be finite"),
+        ("adapter.train.betas", [0.9, 1.0], r"adapter.train.betas = \(0.9, 1.0\) must be .*below 1"),
+        ("adapter.train.betas", [0.9], r"adapter.train.betas = \[0.9\] must be 2 values"),
+        ("adapter.train.dtype", "fp8", "adapter.train.dtype = 'fp8' is not supported; use 'bf16' or 'fp32'"),
+        ("adapter.beta_bias", float("inf"), "adapter.beta_bias = inf must be finite"),
+        ("tokenizer.vocab_size", 0, "tokenizer.vocab_size = 0 must be"),
         ("backbone", {"architecture": {}}, "backbone needs a 'path'"),
     ],
 )
@@ -105,11 +118,36 @@ def test_what_is_no_recipe(tmp_path: Path, text: str) -> None:
         load_recipe(tmp_path / "nowhere.yaml")
 
 
-def test_a_backbone_can_be_its_path_alone_and_paths_are_beside_the_recipe(tmp_path: Path) -> None:
-    path = recipe_file(tmp_path, backbone="model")
-    assert load_recipe(path).backbone.path == "model"
-    assert load_recipe(path, {"backbone.path": "other"}).backbone.path == "other"
-    recipe = load_recipe(path)
-    assert recipe.path("model") == "model"
+def test_a_backbone_can_be_its_path_alone(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, backbone="some/model")
+    assert load_recipe(path).backbone.path == "some/model"
+    assert load_recipe(path, {"backbone.path": "some/other"}).backbone.path == "some/other"
+
+
+def test_paths_beside_the_recipe_are_absolute_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    recipe_file(here, backbone="../model", data="mine.jsonl")
     (tmp_path / "model").mkdir()
-    assert recipe.path("model") == str(tmp_path / "model")
+    (here / "first").mkdir()
+    monkeypatch.chdir(here)
+    recipe = load_recipe("recipe.yaml", {"adapter.init": "first"})
+    assert recipe.backbone.path == str(tmp_path / "model")
+    assert recipe.data == str(here / "mine.jsonl")
+    assert recipe.adapter.init == str(here / "first")
+
+
+@pytest.mark.parametrize("path", [*SHIPPED, None], ids=str)
+def test_a_saved_recipe_is_the_same_recipe(tmp_path: Path, path: Path | None) -> None:
+    changes = {"adapter.train.lr": 1e-7, "adapter.init": "some/adapter", "adapter.config.alpha": "½", "seed": 3}
+    recipe = load_recipe(path or recipe_file(tmp_path, backbone="some/model"), changes)
+    save_recipe(recipe, tmp_path / "saved" / "recipe.yaml")
+    assert load_recipe(tmp_path / "saved" / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize("change", ["steps", "=3", "adapter={"])
+def test_changes_are_fields_and_values(change: str) -> None:
+    assert parse_changes(["a.b=3", "c=", "d=x=y"]) == {"a.b": 3, "c": None, "d": "x=y"}
+    with pytest.raises(RecipeError, match=r"FIELD=VALUE|not YAML"):
+        parse_changes([change])

@@ -1,6 +1,7 @@
 """Records, their token ids, and batches of them."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,33 @@ def test_the_three_forms_of_messages() -> None:
         json.dumps({"messages": [ASKED, ANSWER], "memory": ["text"]}),
         json.dumps({"messages": [ASKED, ANSWER], "memory": [{"role": "user"}]}),
         json.dumps({"messages": [ASKED, ANSWER], "memory": [{"content": "text"}]}),
+        json.dumps({"messages": [ASKED, ANSWER | {"content": 8443}]}),
+        json.dumps({"messages": [ASKED | {"content": None}, ANSWER]}),
+        json.dumps({"messages": [ASKED, ANSWER], "memory": [TELL | {"content": ["text"]}]}),
+        json.dumps({"messages": [ASKED, ANSWER], "memory": [TELL | {"sub_state": 3}]}),
+        json.dumps({"messages": [ASKED, ANSWER], "memory": [TELL | {"tool_calls": "text"}]}),
+        json.dumps({"messages": [ASKED, {"role": "assistant", "tool_calls": [{"name": "look"}]}]}),
+        json.dumps({"messages": [ASKED, ANSWER], "tools": "text"}),
+        json.dumps({"messages": [{"messages": [ASKED, ANSWER], "tools": ["text"]}]}),
+        json.dumps({"messages": [ASKED, ANSWER], "reset": {"facts": 1}}),
     ],
 )  # fmt: skip
 def test_errors_name_file_and_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "bad.jsonl").write_text(json.dumps(RECORDS[0]) + "\n\n" + line + "\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"bad\.jsonl:3: "):
+        list(read_records(tmp_path / "bad.jsonl"))
+
+
+@pytest.mark.parametrize("role", ["robot", "User", "<|im_start|>", None, 3])
+def test_unknown_roles_are_refused_by_name(role: Any) -> None:
+    for more in ({"memory": [TELL | {"role": role}]}, {"messages": [[ASKED | {"role": role}, ANSWER]]}):
+        with pytest.raises(RecipeError, match=f"here: role {re.escape(repr(role))} is not one of system, user"):
+            parse_record({"messages": [ASKED, ANSWER]} | more, "here")
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(json.dumps(RECORDS[0]).encode() + b"\n\xff\n")
+    with pytest.raises(RecipeError, match=r"bad\.jsonl:2: not JSON"):
         list(read_records(tmp_path / "bad.jsonl"))
 
 
@@ -123,7 +146,7 @@ def test_templates_that_change_what_came_before_give_the_plain_answer(tokenizer:
 def test_unknown_sub_states_are_named(tmp_path: Path, tokenizer: Any, more: dict[str, Any]) -> None:
     write_records(tmp_path / "records.jsonl", [RECORDS[0], {"messages": [ASKED, ANSWER]} | more])
     recipe = file_recipe(tmp_path, tmp_path)
-    with pytest.raises(RecipeError, match=r"records\.jsonl, record 2: no sub-state 'dreams' .*facts"):
+    with pytest.raises(RecipeError, match=r"records\.jsonl:2: no sub-state 'dreams' .*facts"):
         AdapterBatches(recipe, recipe.adapter.train, tokenizer, NAMES)
 
 
@@ -285,10 +308,53 @@ def test_backbone_rows_weigh_answers_fully_and_the_rest_little(tmp_path: Path, t
     assert tokenizer.eos_token_id in learnt.tolist()
 
 
-def test_records_that_never_fit_are_an_error(tmp_path: Path, tokenizer: Any) -> None:
-    recipe = file_recipe(tmp_path, tmp_path, adapter__train__memory_tokens=[4])
-    with pytest.raises(RecipeError, match="memory_tokens"):
+def from_file(folder: Path, tokenizer: Any, records: list[Any], **overrides: Any) -> AdapterBatches:
+    write_records(folder / "records.jsonl", records)
+    recipe = file_recipe(folder, folder, **overrides)
+    return AdapterBatches(recipe, recipe.adapter.train, tokenizer, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("records", "changes", "message"),
+    [
+        (RECORDS, {"memory_tokens": [4]}, r"0 of 4 .* left out: 4 with a memory longer than 4 tokens"),
+        (RECORDS, {"asked_tokens": 4}, r"4 with no conversation of at most 4 tokens \(asked_tokens\)"),
+        ([{"messages": [ASKED, ANSWER]}] * 2, {}, "0 of 2 .* 2 with nothing in their memory"),
+        ([], {}, "holds no records"),
+    ],
+    ids=["memory", "asked", "empty", "none"],
+)  # fmt: skip
+def test_files_of_which_nothing_fits_are_an_error(
+    tmp_path: Path, tokenizer: Any, records: list[Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=rf"records\.jsonl.*{message}"):
+        from_file(tmp_path, tokenizer, records, **{f"adapter__train__{name}": value for name, value in changes.items()})
+
+
+def test_what_of_a_file_is_left_out_is_said(tmp_path: Path, tokenizer: Any) -> None:
+    assert from_file(tmp_path, tokenizer, RECORDS).summary.endswith("records.jsonl: 4 of 4 records can be learnt")
+    long = {"memory": [TELL | {"content": "The port is 8443. " * 40}], "messages": [ASKED, ANSWER]}
+    much = {"memory": [TELL], "messages": [[ASKED, ANSWER]] * 9}
+    source = from_file(tmp_path, tokenizer, [*RECORDS, long, {"messages": [ASKED, ANSWER]}, much])
+    assert "5 of 7 records can be learnt; left out: 1 with a memory longer than 96 tokens" in source.summary
+    assert "1 with nothing in their memory" in source.summary
+    count = 8 + 9 - sum(len(source.shapes[-1].asked(record)) for record in source.file[source.shapes[-1]])
+    assert count > 0 and f"; {count} of their 17 conversations do not fit beside the others" in source.summary
+    cut = from_file(tmp_path, tokenizer, RECORDS, adapter__train__answer_tokens=2)
+    assert "answers have" in cut.summary and "answer_tokens" in cut.summary
+
+
+def test_a_rare_length_in_a_file_is_found(tmp_path: Path, tokenizer: Any) -> None:
+    long = {"memory": [TELL | {"content": "The port is 8443. " * 20}], "messages": [ASKED, ANSWER]}
+    source = from_file(tmp_path, tokenizer, [long, *RECORDS * 100], adapter__train__memory_tokens=[64, 512])
+    lengths = {source(step).memory.input_ids.shape[1] for step in range(1500)}
+    assert lengths == {64, 512}
+
+
+def test_sessions_that_never_fit_are_an_error(tmp_path: Path, tokenizer: Any) -> None:
+    recipe = load_recipe(recipe_file(tmp_path), {"adapter.train.memory_tokens": [4], "backbone.train.length": 8})
+    with pytest.raises(RecipeError, match=r"200 sessions in a row do not fit.*memory_tokens"):
         AdapterBatches(recipe, recipe.adapter.train, tokenizer, NAMES)(0)
-    recipe = file_recipe(tmp_path, tmp_path, adapter__train__asked_tokens=4)
-    with pytest.raises(RecipeError, match="asked_tokens"):
-        AdapterBatches(recipe, recipe.adapter.train, tokenizer, NAMES)(0)
+    assert recipe.backbone.train is not None
+    with pytest.raises(RecipeError, match=r"at most 8 tokens \(length\)"):
+        BackboneBatches(recipe, recipe.backbone.train, tokenizer)(0)
