@@ -1,94 +1,174 @@
-"""``deltamem agents``: whose memories are in a store."""
+"""``deltamem agents``: whose memories are in a store. Here is what only looks; the other modules change something."""
 
-import json
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config import default_store
-from ..errors import StoreError
-from .options import StoreOption, examples, table, when
+from . import agents_change, agents_diff, agents_file, agents_forget
+from .opening import open_there
+from .options import (
+    TENANT,
+    AgentArgument,
+    JsonOption,
+    SinceOption,
+    SourceOption,
+    StoreOption,
+    SubStateOption,
+    TenantOption,
+    UntilOption,
+    examples,
+    table,
+    when,
+)
+from .results import (
+    fields_of,
+    gates,
+    marks,
+    movements,
+    numbers,
+    print_agents,
+    print_json,
+    print_memory,
+    print_messages,
+    short,
+)
 
 if TYPE_CHECKING:
-    from ..store import Entry, Store
+    from ..store import Record, Store, Version
 
 app = typer.Typer(
-    help="List, show and delete the agents of a store.",
+    help="The agents of a store: look, compare, go back, copy, forget, search, move.",
     no_args_is_help=True,
-    epilog=examples("deltamem agents list", "deltamem agents show otto", "deltamem agents delete otto --yes"),
+    epilog=examples("deltamem agents list", "deltamem agents history otto", "deltamem agents search otto 'port atlas'"),
 )
-SHOWN = 20  # versions and messages that `show` lists
-AgentArgument = Annotated[str, typer.Argument(help="Name of the agent.", metavar="AGENT")]
+SHOWN = 20  # versions and messages that are listed
 
 
-@app.command("list", epilog=examples("deltamem agents list", "deltamem agents list --store memory.db"))
-def list_all(store: StoreOption = None) -> None:
+@app.command("list", epilog=examples("deltamem agents list", "deltamem agents list --store memory.db --json"))
+def list_all(store: StoreOption = None, tenant: TenantOption = TENANT, as_json: JsonOption = False) -> None:
     """The agents, with the head of each one's memory."""
-    print_agents(_open(store))
+    opened = open_there(store, tenant)
+    if as_json:
+        print_json(opened.agents())
+    else:
+        print_agents(opened)
 
 
 @app.command(epilog=examples("deltamem agents show otto", "deltamem agents show otto --store memory.db"))
-def show(agent: AgentArgument, store: StoreOption = None) -> None:
-    """One agent: the versions of its memory and what was written into it."""
-    opened = _open(store)
-    opened.agent(agent)
-    print_history(opened, agent, SHOWN)
-
-
-@app.command(epilog=examples("deltamem agents delete otto", "deltamem agents delete otto --yes"))
-def delete(
-    agent: AgentArgument,
-    store: StoreOption = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+def show(
+    agent: AgentArgument, store: StoreOption = None, tenant: TenantOption = TENANT, as_json: JsonOption = False
 ) -> None:
-    """Delete an agent: all versions of its memory, and its journal. There is no way back."""
-    opened = _open(store)
-    opened.agent(agent)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise StoreError(f"agent {agent!r} was not deleted: nobody can be asked here; give --yes")
-        typer.confirm(f"Delete {agent} with all of its memory?", abort=True)
-    opened.delete(agent)
-    typer.echo(f"deleted {agent}")
-
-
-def print_agents(store: "Store") -> None:
-    rows = [
-        (a.agent_id, when(a.created_at), str(a.versions), str(a.entries), (a.head or "-")[:12]) for a in store.agents()
-    ]
-    if rows:
-        table("Agents", ("agent", "since", "versions", "messages", "head"), rows)
+    """One agent: the newest versions of its memory and what was written into it."""
+    opened = open_there(store, tenant)
+    found = opened.agent(agent)
+    if as_json:
+        versions, messages = opened.history(agent, limit=SHOWN), opened.journal(agent, limit=SHOWN)
+        print_json({"agent": found, "versions": versions, "messages": messages})
     else:
-        typer.echo("No agents yet.")
+        print_memory(opened, agent, SHOWN)
 
 
-def print_history(store: "Store", agent: str, most: int) -> None:
-    """The newest versions of an agent's memory and the newest messages that were written into it."""
-    head = store.head(agent)
-    versions, journal = store.history(agent), store.journal(agent)
-    made = [
-        (v.version_id[:12], when(v.created_at), ", ".join(v.parts) or "-", "head" if v.version_id == head else "")
-        for v in versions[:most]
-    ]
-    table(f"Versions of {agent}: {len(versions)}, newest first", ("version", "made", "sub-states", ""), made)
-    said = [(v[:12], e.role, ", ".join(e.sub_states), _content(e)) for v, e in journal[-most:]]
-    table(f"Messages: {len(journal)}, newest last", ("version", "role", "written to", "message"), said)
+@app.command(
+    epilog=examples(
+        "deltamem agents history otto",
+        "deltamem agents history otto --limit 100 --json",
+        "deltamem agents history otto --all",
+    )
+)
+def history(
+    agent: AgentArgument,
+    limit: Annotated[int, typer.Option(help="Most versions to list.", min=1)] = SHOWN,
+    everything: Annotated[bool, typer.Option("--all", help="Also versions that do not lead to the head.")] = False,
+    store: StoreOption = None,
+    tenant: TenantOption = TENANT,
+    as_json: JsonOption = False,
+) -> None:
+    """The versions of an agent's memory, newest first: what each wrote, how strongly, and how far it moved the state.
+
+    The gate is the mean over the tokens that were written, between 0 and 1; moved is the sum over the messages.
+    """
+    opened = open_there(store, tenant)
+    found = opened.agent(agent)
+    versions, records = _versions(opened, agent, limit, everything)
+    if as_json:
+        print_json([_document(version, records.get(version.version_id, []), found.head) for version in versions])
+        return
+    rows = []
+    for version in versions:
+        own = records.get(version.version_id, [])
+        moved = numbers(movements(own))
+        place = (
+            short(version.version_id),
+            when(version.created_at),
+            str(version.depth),
+            ", ".join(version.parts) or "-",
+        )
+        rows.append((*place, str(len(own)), numbers(gates(own)), moved, marks(version, found.head)))
+    title = f"Versions of {agent}: {len(versions)} of {found.versions}, newest first"
+    table(title, ("version", "made", "depth", "sub-states", "messages", "gate", "moved", ""), rows)
 
 
-def _content(entry: "Entry") -> str:
-    calls = (entry.payload or {}).get("tool_calls", ())
-    called = [f"calls {call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}" for call in calls]
-    return "; ".join(filter(None, [entry.content, *called]))
+@app.command(
+    epilog=examples(
+        "deltamem agents search otto 'port of atlas'",
+        "deltamem agents search otto atlas -k 3 --sub-state facts --since 2026-01-31",
+        "deltamem agents search otto atlas --json",
+    )
+)
+def search(
+    agent: AgentArgument,
+    query: Annotated[str, typer.Argument(help="Words to look for; any of them may match.", metavar="QUERY")],
+    k: Annotated[int, typer.Option("-k", help="Most messages to show.", min=1)] = 10,
+    sub_state: SubStateOption = None,
+    source: SourceOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    store: StoreOption = None,
+    tenant: TenantOption = TENANT,
+    as_json: JsonOption = False,
+) -> None:
+    """The messages of an agent that fit a query best, by BM25 over their text."""
+    opened = open_there(store, tenant)
+    opened.agent(agent)
+
+    from ..store import Filter
+
+    where = Filter(sub_state=sub_state, source=source, since=since, until=until)
+    hits = opened.search(agent, query, k=k, where=where)
+    if as_json:
+        print_json(hits)
+    elif hits:
+        scores = [f"{hit.score:.2f}" for hit in hits]
+        print_messages(f"Messages of {agent}, best first", [hit.record for hit in hits], "score", scores)
+    else:
+        typer.echo("No message fits.")
 
 
-def _open(store: str | None) -> "Store":
-    """The store, which must be there: looking at a store makes none."""
-    location = store or default_store()
-    if "://" not in location and not Path(location).expanduser().exists():
-        raise StoreError(f"there is no store at {location}: name one with --store, or begin one with deltamem chat")
+app.add_typer(agents_diff.app)
+app.add_typer(agents_change.app)
+app.add_typer(agents_forget.app)
+app.add_typer(agents_file.app)
 
-    from ..store import open_store
 
-    return open_store(location)
+def _versions(
+    store: "Store", agent: str, limit: int, everything: bool
+) -> tuple[list["Version"], dict[str, list["Record"]]]:
+    """The newest versions, and the records of each."""
+    if everything:
+        from ..store import Filter
+
+        versions = store.tree(agent)[::-1][:limit]
+        records = store.records(agent, Filter())
+    else:
+        versions = store.history(agent, limit=limit)
+        records = store.journal(agent, after=versions[-1].parent) if versions else []
+    by_version: dict[str, list[Record]] = {}
+    for record in records:
+        by_version.setdefault(record.version_id, []).append(record)
+    return versions, by_version
+
+
+def _document(version: "Version", records: list["Record"], head: str | None) -> dict[str, Any]:
+    written = {"entries": len(records), "tokens": sum(record.entry.tokens or 0 for record in records)}
+    measured = {"gate": gates(records), "moved": movements(records)}
+    return {**fields_of(version), **written, **measured, "head": version.version_id == head}

@@ -8,7 +8,7 @@ import typer
 
 from .. import __version__
 from ..errors import DeltaMemError
-from . import adapters, agents, chat, demo, evals, train
+from . import adapters, agents, chat, demo, evals, store, train
 from .options import examples
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ app.command("chat", epilog=chat.EXAMPLES)(chat.chat)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.add_typer(evals.app, name="eval")
 app.add_typer(agents.app, name="agents")
+app.add_typer(store.app, name="store")
 app.add_typer(adapters.app, name="adapters")
 
 

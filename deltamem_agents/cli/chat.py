@@ -97,7 +97,7 @@ def _command(line: str, model: "DeltaMemChatModel", agent: str) -> bool:
     elif name not in ("memory", "reset", "agents"):
         typer.echo(f"no command /{name}; /help lists them", err=True)
     elif name == "agents":
-        from .agents import print_agents
+        from .results import print_agents
 
         print_agents(model.opened_store)
     elif not model.memory:
@@ -111,7 +111,7 @@ def _command(line: str, model: "DeltaMemChatModel", agent: str) -> bool:
 
 def _reset(model: "DeltaMemChatModel", agent: str, sub_state: str | None) -> None:
     try:
-        version = model.forget(agent, sub_state)
+        version = model.reset(agent, sub_state)
     except DeltaMemError as error:
         typer.echo(f"deltamem: {error}", err=True)
     else:
@@ -119,7 +119,7 @@ def _reset(model: "DeltaMemChatModel", agent: str, sub_state: str | None) -> Non
 
 
 def _show_memory(model: "DeltaMemChatModel", agent: str) -> None:
-    from .agents import print_history
+    from .results import print_memory
 
     store = model.opened_store
     if store.head(agent) is None:
@@ -132,4 +132,4 @@ def _show_memory(model: "DeltaMemChatModel", agent: str) -> None:
         norm = sum(float(t.square().sum()) for t in tensors) ** 0.5
         rows.append((name, str(len(heads)), f"{norm:.2f}", "empty" if norm == 0 else ""))
     table(f"Memory of {agent}", ("sub-state", "heads", "norm", ""), rows)
-    print_history(store, agent, SHOWN)
+    print_memory(store, agent, SHOWN)

@@ -45,7 +45,7 @@ def _run(job: Mapping[str, Any], tell: Tell) -> None:
     frozen = DeltaMemChatModel(**settings, memory=False)
     _answer(agent, frozen, job.get("questions", ()), job["agent"], tell)
     if job.get("reset"):
-        tell(event="reset", text=job["reset"], version=model.forget(job["agent"], job["reset"]))
+        tell(event="reset", text=job["reset"], version=model.reset(job["agent"], job["reset"]))
         _answer(agent, frozen, job.get("then", ()), job["agent"], tell)
     tell(event="end", version=model.opened_store.head(job["agent"]))
 

@@ -1,20 +1,16 @@
 """The command line as users run it: a process for each command."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from cli.running import FACT, deltamem, refused
 
 import deltamem_agents
 from deltamem_agents.config import ADAPTER_CONFIG, STORE_VARIABLE
 from deltamem_agents.store import Entry, open_store
 
-ROOT = Path(__file__).parents[2]
-FACT = "The port of atlas is 4821."
 RECIPE = """
 name: tiny
 tokenizer: {vocab_size: 400, sessions: 20}
@@ -26,18 +22,6 @@ adapter:
   config: {rank: 4, num_state_heads: 2, sub_states: {facts: [0], task_progress: [1]}}
   train: {steps: 500, rows: 2, memory_tokens: [1024], asked_tokens: 640, dtype: fp32, compile: false, warmup: 1}
 """
-
-
-def deltamem(*arguments: str | Path, say: str | None = None, **more: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"COLUMNS": "160", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
-    command = [sys.executable, "-m", "deltamem_agents.cli", *map(str, arguments)]
-    return subprocess.run(command, input=say or "", capture_output=True, text=True, timeout=120, env=environment)
-
-
-def refused(done: "subprocess.CompletedProcess[str]", *words: str) -> bool:
-    """Exit code 1 and one clear line on stderr."""
-    lines = done.stderr.strip().splitlines()
-    return done.returncode == 1 and len(lines) == 1 and all(word in lines[0] for word in ("deltamem: ", *words))
 
 
 @pytest.fixture
@@ -130,7 +114,7 @@ def test_a_tiny_training(tmp_path: Path) -> None:
     done = deltamem("train", tmp_path / "recipe.yaml", "--out", out, "--device", "cpu", *steps)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (out / "adapter" / ADAPTER_CONFIG).is_file() and (out / "backbone" / "config.json").is_file()
-    assert "backbone.train.steps=2" in (out / "recipe.yaml").read_text().splitlines()[0]
+    assert (out / "recipe.yaml").read_text().count("steps: 2\n") == 2
     wrong = deltamem("train", tmp_path / "recipe.yaml", "--out", out, "--set", "adapter.train.stepz=2")
     assert refused(wrong, "stepz")
     assert deltamem("train", tmp_path / "recipe.yaml", "--out", out, "--set", "steps").returncode == 2
@@ -142,6 +126,6 @@ def test_recall_is_measured(tmp_path: Path) -> None:
     done = deltamem("eval", "recall", "--cell", "facts_4", "--questions", "8", "--no-baselines", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "Exact answers" in done.stdout and "facts_4" in json.loads(out.read_text())["cells"]
-    assert deltamem("eval", "table", out).stdout.splitlines()[2].startswith("| 4 facts told | 0.97 |")
+    assert deltamem("eval", "table", out).stdout.splitlines()[2].startswith("| 4 facts told | 0.970 |")
     assert refused(deltamem("eval", "recall", "--cell", "nix"), "nix")
     assert refused(deltamem("eval", "table", tmp_path / "none.json"), "none.json")

@@ -47,6 +47,6 @@ def test_the_demonstration(tmp_path: Path) -> None:
     with open_store(store) as opened:
         agent = opened.agents()[0]
         assert agent.agent_id.startswith("demo-3-")
-        journal = [entry for _, entry in opened.journal(agent.agent_id)]
+        journal = [record.entry for record in opened.journal(agent.agent_id)]
     assert {entry.role for entry in journal} == {"user", "assistant", "tool"}
     assert sum(entry.content.startswith("Task: ") for entry in journal) == 3
