@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from .chunk import chunk_delta_scan
+from .loop import loop_delta_scan
 from .naive import naive_delta_scan
 
 HAS_TRITON = find_spec("triton") is not None  # once: the choice must not break a compiled graph
-WIDE = 96  # rows of all states, above which the loop is the faster form on CPU without gradients
-SHORT = 8  # up to this many tokens (decoding) the plain loop is the fastest form on CPU
+WIDE = 24  # rows of all states, from which the loop is faster than chunks on CPU without gradients
+SHORT = 8  # up to this many tokens a loop is the fastest form on CPU
 
 
 def delta_scan(
@@ -28,7 +29,7 @@ def delta_scan(
     """Read and write the states of one layer: see :func:`naive_delta_scan` for shapes and equations.
 
     Args:
-        form: "naive", "chunk" or "triton" forces a form; None takes the best one for the device and length.
+        form: "naive", "chunk", "loop" (no gradients) or "triton" forces a form; None takes the best one for the device and length.
     """
     if form is not None and form not in _FORMS:
         raise ValueError(f"no form {form!r} of the scan here; there are {', '.join(_FORMS)}")
@@ -46,19 +47,20 @@ def choose_form(q: Tensor) -> str:
     """The form that :func:`delta_scan` takes for queries like ``q`` (B, T, H, r).
 
     Without gradients on CPU the loop wins as soon as one step has enough to do: it touches (B, H, r, r) numbers a
-    token, the chunks (B, H, 32, 32, r) a chunk.
+    token, the chunks (B, H, 32, 32, r) a chunk. The loop has no gradients.
     """
     if q.is_cuda and HAS_TRITON:
         return "triton"
     batch, length, heads, rank = q.shape
-    if length <= SHORT or (not torch.is_grad_enabled() and batch * heads * rank > WIDE):
-        return "naive"
-    return "chunk"
+    if not torch.is_grad_enabled() and (length <= SHORT or batch * heads * rank >= WIDE):
+        return "loop"
+    return "naive" if length <= SHORT else "chunk"
 
 
 _FORMS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "naive": naive_delta_scan,
     "chunk": chunk_delta_scan,
+    "loop": loop_delta_scan,
 }
 if HAS_TRITON:
     from .triton_scan import triton_delta_scan

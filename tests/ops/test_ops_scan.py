@@ -10,6 +10,7 @@ from deltamem_agents.ops.scan import HAS_TRITON
 LENGTHS = (1, 2, 63, 64, 65, 500)
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 FORMS = ["chunk", pytest.param("triton", marks=[pytest.mark.gpu, GPU])]
+ALL = ["naive", "loop", *FORMS]  # for what needs no gradients
 
 
 def make(
@@ -85,7 +86,7 @@ def test_gradcheck_in_float64(form: object, masked: bool) -> None:
     assert torch.autograd.gradcheck(lambda *x: form(*x, mask, **extra), inputs)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("form", ["naive", *FORMS])
+@pytest.mark.parametrize("form", ALL)
 @pytest.mark.parametrize("middle", [1, 31, 32, 50])
 def test_state_handed_over_in_the_middle_equals_one_run(form: str, middle: int) -> None:
     *tokens, state = make(length=65, device=device_of(form))
@@ -120,7 +121,7 @@ def test_the_loop_is_the_equation() -> None:
     torch.testing.assert_close(final[0, 0], a @ s - e @ torch.outer(s @ kt, kt) + w @ torch.outer(vt, kt))
 
 
-@pytest.mark.parametrize("form", ["naive", *FORMS])
+@pytest.mark.parametrize("form", ALL)
 def test_gates_of_exactly_zero_and_one(form: str) -> None:
     q, k, v, keep, erase, write, state = make(length=70, dtype=torch.float32, device=device_of(form))
     keep, erase = (keep > 0.8).float(), (erase > 0.5).float()
@@ -131,7 +132,7 @@ def test_gates_of_exactly_zero_and_one(form: str) -> None:
     torch.testing.assert_close(end, final, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["naive", *FORMS])
+@pytest.mark.parametrize("form", ALL)
 @pytest.mark.parametrize("length", [1, 40, 70])
 def test_masked_tokens_leave_the_very_bits(form: str, length: int) -> None:
     *tokens, state = make(length=length, device=device_of(form))
@@ -159,7 +160,7 @@ def test_what_is_masked_may_hold_anything(form: str) -> None:
     torch.testing.assert_close(got[1][-1], want[1][-1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["naive", *FORMS])
+@pytest.mark.parametrize("form", ALL)
 def test_low_precision_inputs_keep_a_float32_state(form: str) -> None:
     *tokens, state = make(length=33, device=device_of(form))
     low = [x.bfloat16() for x in tokens]
@@ -171,7 +172,7 @@ def test_low_precision_inputs_keep_a_float32_state(form: str) -> None:
     torch.testing.assert_close(final, end, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["naive", *FORMS])
+@pytest.mark.parametrize("form", ALL)
 def test_inputs_are_not_changed(form: str) -> None:
     inputs, mask = make(length=33, device=device_of(form)), make_mask(2, 33, 3, device_of(form))
     copies = [x.clone() for x in inputs]
@@ -185,9 +186,21 @@ def test_reads_alone_are_the_reads_of_a_scan_that_writes_nothing() -> None:
     torch.testing.assert_close(delta_read(q, state), want[..., 0])
 
 
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_loop_of_few_calls_equals_the_specification(length: int) -> None:
+    inputs, mask = make(3, length, 2, 5, dtype=torch.float64), make_mask(3, length, 2)
+    for got, want in zip(delta_scan(*inputs, mask, form="loop"), naive_delta_scan(*inputs, mask), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
+    with pytest.raises(RuntimeError, match="no gradients"):
+        delta_scan(*(x.requires_grad_() for x in inputs), form="loop")
+
+
 def test_the_form_follows_device_and_length() -> None:
     assert choose_form(torch.zeros(1, 1, 1, 4)) == "naive"
     assert choose_form(torch.zeros(1, 500, 1, 4)) == "chunk"
+    with torch.no_grad():
+        assert choose_form(torch.zeros(1, 1, 1, 4)) == choose_form(torch.zeros(1, 500, 4, 8)) == "loop"
+        assert choose_form(torch.zeros(1, 500, 1, 8)) == "chunk"
     with pytest.raises(ValueError, match=r"quick.*naive, chunk"):
         delta_scan(*make(), form="quick")
 
