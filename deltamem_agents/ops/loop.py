@@ -1,6 +1,7 @@
-"""The recurrence token by token in as few calls of torch as it takes: for CPU without gradients, where states are small.
+"""The recurrence token by token in as few and as small calls of torch as it takes: for CPU without gradients.
 
-A step is bound by the cost of calling torch, not by arithmetic: four calls here against ten in naive.py.
+A step is bound by the cost of calling torch, not by arithmetic. Products are element by element: a matrix product would
+wake a second thread for each token, and on busy cores wait for it.
 """
 
 import torch
@@ -34,15 +35,17 @@ def loop_delta_scan(
 
     keys, gates, erased = by_token(k), by_token(keep)[..., None], by_token(erase).neg()
     told = by_token(write) * by_token(v)
-    asked = torch.stack([by_token(q), keys], dim=-1)  # read with the query and with the key at once
-    found = torch.empty_like(asked)
+    asked = torch.stack([by_token(q), keys], dim=2)[..., None, :]  # read with the query and with the key at once
+    found = torch.empty_like(asked[..., 0, :])
     s = state.detach().reshape(batch * heads, rank, rank).clone()
+    products = s.new_empty(batch * heads, 2, rank, rank)
     for t in range(length):
-        torch.bmm(s, asked[t], out=found[t])
-        update = torch.addcmul(told[t], erased[t], found[t, ..., 1])
-        s.mul_(gates[t]).baddbmm_(update[..., None], keys[t, :, None])
+        torch.mul(s[:, None], asked[t], out=products)
+        torch.sum(products, dim=-1, out=found[t])
+        update = torch.addcmul(told[t], erased[t], found[t, :, 1])
+        s.mul_(gates[t]).addcmul_(update[..., None], keys[t, :, None])
     final = s.view_as(state)
     if write_mask is not None:  # no write at all: the very bits that came in
         final = torch.where(write_mask.any(dim=1)[..., None, None], final, state)
-    reads = found[..., 0].unflatten(1, (batch, heads)).transpose(0, 1)
+    reads = found[:, :, 0].unflatten(1, (batch, heads)).transpose(0, 1)
     return reads, final

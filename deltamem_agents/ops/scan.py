@@ -29,7 +29,8 @@ def delta_scan(
     """Read and write the states of one layer: see :func:`naive_delta_scan` for shapes and equations.
 
     Args:
-        form: "naive", "chunk", "loop" (no gradients) or "triton" forces a form; None takes the best one for the device and length.
+        form: "naive", "chunk", "loop" (no gradients) or "triton" forces a form; None takes the best one for the device
+            and length.
     """
     if form is not None and form not in _FORMS:
         raise ValueError(f"no form {form!r} of the scan here; there are {', '.join(_FORMS)}")
