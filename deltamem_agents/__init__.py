@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .chat_model import DeltaMemChatModel
+    from .chat_model import DeltaMemChatModel, JournalRetriever
     from .engine import load_engine
     from .graph import DeltaMemWriter, create_deltamem_agent
     from .memory import MemoryState, attach, load_adapter
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DeltaMemChatModel",
     "DeltaMemWriter",
+    "JournalRetriever",
     "MemoryState",
     "__version__",
     "attach",
@@ -30,6 +31,7 @@ __all__ = [
 _HOMES = {
     "DeltaMemChatModel": "chat_model",
     "DeltaMemWriter": "graph",
+    "JournalRetriever": "chat_model",
     "MemoryState": "memory",
     "attach": "memory",
     "create_deltamem_agent": "graph",

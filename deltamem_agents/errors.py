@@ -29,6 +29,14 @@ class AgentNotFound(StoreError):
     """No agent of this name in the store."""
 
 
+class AgentExists(StoreError):
+    """An agent of this name is in the store already."""
+
+
+class InvalidName(StoreError, ValueError):
+    """A name of an agent or tenant that a store cannot hold."""
+
+
 class VersionNotFound(StoreError):
     """No such memory version in the store."""
 
@@ -39,6 +47,34 @@ class HeadConflict(StoreError):
 
 class CorruptState(StoreError):
     """A stored state does not match its checksum."""
+
+
+class CorruptStore(StoreError):
+    """The database file itself is damaged."""
+
+
+class StatePruned(StoreError):
+    """The bytes of this version were dropped; replaying the journal brings them back."""
+
+
+class JournalNotKept(StoreError):
+    """The store keeps hashes of messages alone, and the text would be needed."""
+
+
+class SchemaMismatch(StoreError):
+    """The database was made by an older or a newer version of this library, or is none of ours."""
+
+
+class StoreKeyError(StoreError):
+    """An encrypted store, and no key or a wrong one; or a key for a store that is not encrypted."""
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be reached: the server is down, the file is gone, read-only, or the disk is full."""
+
+
+class ArchiveError(StoreError):
+    """A file that is no export of an agent, or a damaged one."""
 
 
 class ContextOverflow(DeltaMemError):

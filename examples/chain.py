@@ -15,4 +15,4 @@ for text in ("The port of atlas is 48213.", "My favourite drink is green tea."):
 for text in ("What is the port of atlas?", "What is my favourite drink?", "What is the budget of Aurora?"):
     print(f"> {text}\n{chain.invoke({'text': text}, config)}")
 
-model.forget("chain-example")
+model.reset("chain-example")

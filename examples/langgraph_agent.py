@@ -34,4 +34,4 @@ model.remember([open_task("secure beacon", steps), report_progress("secure beaco
 for question in ("What is the port of beacon?", "What is the current step?", "What comes next?"):
     print(f"> {question}\n{say(question, thread='tuesday')}")
 
-model.forget("graph-example")
+model.reset("graph-example")

@@ -3,5 +3,6 @@
 from .calls import PromptTooLong
 from .memory import HEAD
 from .model import DeltaMemChatModel
+from .retriever import JournalRetriever
 
-__all__ = ["HEAD", "DeltaMemChatModel", "PromptTooLong"]
+__all__ = ["HEAD", "DeltaMemChatModel", "JournalRetriever", "PromptTooLong"]

@@ -10,6 +10,7 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 
 from ..engine import Engine, Generation
 from ..engine.tool_calls import CLOSE, OPEN
+from ..errors import JournalNotKept
 from ..store import Entry
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
@@ -84,7 +85,12 @@ def to_entries(
 
 
 def from_entry(entry: Entry) -> dict[str, Any]:
-    """The engine's form of a journal entry: what was written, to write it again."""
+    """The engine's form of a journal entry: what was written, to write it again. Raises JournalNotKept."""
+    if entry.content is None:
+        raise JournalNotKept(
+            "the store keeps hashes of messages alone, so they cannot be written again: replay, forgetting of single "
+            'entries and migration need a store with journal="full"'
+        )
     return {"role": entry.role, "content": entry.content, **(entry.payload or {})}
 
 

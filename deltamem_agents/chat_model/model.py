@@ -23,10 +23,11 @@ from ..engine.coalesce import ROWS
 from ..engine.load import local_window
 from ..engine.tool_calls import forced_names
 from ..memory import MemoryState
-from ..store import Store
+from ..store import DEFAULT_TENANT, Filter, Store
 from .calls import choice_of, expected, expecting, in_thread, overflow
 from .memory import HEAD, AgentMemory, Head, shared_store
 from .messages import last_turn, to_last_chunk, to_message, to_reply
+from .replay import Forgotten, forget
 from .serving import Served, require_agent, served
 
 
@@ -55,7 +56,9 @@ class DeltaMemChatModel(BaseChatModel):
     dtype: str | None = None
     agent_id: str | None = None
     store: str | None = None
-    """Path or URL of the store; default: that of the configuration."""
+    """Path or URL of the store; default: that of the configuration. DELTAMEM_STORE_KEY opens an encrypted one."""
+    tenant: str = DEFAULT_TENANT
+    """Whose agents these are, in a store that several share."""
     temperature: float = 0.0
     max_tokens: int = 256
     top_p: float | None = None
@@ -87,7 +90,7 @@ class DeltaMemChatModel(BaseChatModel):
     @property
     def opened_store(self) -> Store:
         """The store; opened at the first use."""
-        return shared_store(self.store)
+        return shared_store(self.store, self.tenant)
 
     # Memory
 
@@ -99,7 +102,9 @@ class DeltaMemChatModel(BaseChatModel):
         parent: str | Head | None = HEAD,
         move_head: bool = True,
         routes: Sequence[Sequence[str]] | None = None,
-    ) -> str:
+        thread_id: str | None = None,
+        run_id: str | None = None,
+    ) -> str | None:
         """Write messages to an agent's memory, exactly once: the same messages after the same parent are one version.
 
         Args:
@@ -110,17 +115,19 @@ class DeltaMemChatModel(BaseChatModel):
             move_head: whether the new version becomes the agent's head.
             routes: names of sub-states for each message, instead of ``additional_kwargs["sub_state"]`` and the default
                 (human, tool and system messages to ``facts``, replies to ``task_progress``).
+            thread_id, run_id: where they come from, for the journal.
 
         Returns:
-            Id of the new version, or of the one that is there already; the parent's when there is nothing to write.
+            Id of the new version, or of the one that is there already; the parent's (None: there is none) when there
+            is nothing to write. Messages whose id was forgotten are left out.
 
         Raises:
             HeadConflict: ``parent`` was given and is not the head any more.
             FingerprintMismatch: the memory was made by another adapter or backbone.
         """
-        return self.memories.remember(messages, agent_id, parent, move_head, routes)
+        return self.memories.remember(messages, agent_id, parent, move_head, routes, thread_id, run_id)
 
-    async def aremember(self, messages: Sequence[BaseMessage], agent_id: str, **options: Any) -> str:
+    async def aremember(self, messages: Sequence[BaseMessage], agent_id: str, **options: Any) -> str | None:
         """:meth:`remember` in a thread of its own."""
         return await asyncio.to_thread(partial(self.remember, messages, agent_id, **options))
 
@@ -128,9 +135,13 @@ class DeltaMemChatModel(BaseChatModel):
         """An agent's memory at a version (None: its head); empty for an agent that is not known."""
         return self.memories.load(agent_id, version or self.opened_store.head(agent_id))
 
-    def forget(self, agent_id: str, sub_state: str | None = None) -> str:
+    def reset(self, agent_id: str, sub_state: str | None = None) -> str:
         """Empty one sub-state of an agent's memory (None: all of them), as a new version; returns its id."""
-        return self.memories.forget(agent_id, sub_state)
+        return self.memories.reset(agent_id, sub_state)
+
+    def forget(self, agent_id: str, where: Filter) -> Forgotten:
+        """Forget single messages: they go from the journal, the file and every state; see :func:`replay.forget`."""
+        return forget(self.memories, agent_id, where)
 
     # Calls
 
@@ -297,7 +308,7 @@ class DeltaMemChatModel(BaseChatModel):
             conversation=[to_message(message) for message in messages],
             tools=tools or None,
             max_new_tokens=kwargs.get("max_tokens") or self.max_tokens,
-            stop=tuple((stop if stop is not None else self.stop) or ()),
+            stop=_texts(stop if stop is not None else self.stop),
             temperature=kwargs.get("temperature", self.temperature) or 0.0,
             top_p=kwargs.get("top_p", self.top_p),
             seed=kwargs.get("seed", self.seed),
@@ -318,6 +329,11 @@ class DeltaMemChatModel(BaseChatModel):
 
     def _serve(self, config: RunnableConfig, kwargs: dict[str, Any]) -> tuple[Served | None, dict[str, Any]]:
         """Who is served, and the call's arguments with agent id and memory version: so caches and traces see them."""
+        if kwargs.get("model") not in (None, self.adapter):
+            raise ValueError(
+                f"model={kwargs['model']!r}: this chat model is {self.adapter!r}, and a memory belongs to one adapter; "
+                f"make another DeltaMemChatModel(adapter={kwargs['model']!r})"
+            )
         if not self.memory:
             return None, {key: kwargs[key] for key in kwargs if key not in ("agent_id", "memory_version")}
         who = served(config, kwargs, self.agent_id, self.memory_version)
@@ -330,7 +346,17 @@ class DeltaMemChatModel(BaseChatModel):
         if self.remembers is False or (self.remembers is None and who.in_graph):
             return
         messages = self._convert_input(input).to_messages()
-        self.remember([*last_turn(messages), reply], who.agent_id)
+        turn = [*last_turn(messages), reply]
+        self.remember(turn, who.agent_id, thread_id=who.thread_id, run_id=who.run_id)
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """The key of LangChain's caches: an answer depends on whose memory was read, and on its version."""
+        key = super()._get_llm_string(stop=stop, **kwargs)
+        if not self.memory:
+            return key
+        agent_id = require_agent(kwargs.get("agent_id"), self.agent_id)
+        version = kwargs.get("memory_version", self.memory_version) or self.opened_store.head(agent_id)
+        return "---".join((key, self.opened_store.location, self.tenant, agent_id, str(version)))
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Length of the prompt in tokens, schemas of tools included."""
@@ -357,5 +383,9 @@ class DeltaMemChatModel(BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "deltamem"
-        params["ls_model_name"] = self.adapter
+        params["ls_model_name"] = kwargs.get("model") or self.adapter
         return params
+
+
+def _texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import var_child_runnable_config
 
 from ..errors import MissingAgentId
 
@@ -18,6 +19,8 @@ class Served:
     agent_id: str
     pinned: str | None
     in_graph: bool
+    thread_id: str | None = None
+    run_id: str | None = None
 
 
 def served(config: RunnableConfig, kwargs: Mapping[str, Any], agent_id: str | None, version: str | None) -> Served:
@@ -27,13 +30,17 @@ def served(config: RunnableConfig, kwargs: Mapping[str, Any], agent_id: str | No
         MissingAgentId: it is nowhere. The thread id is never taken for it: many threads may belong to one agent.
     """
     configurable = config.get("configurable") or {}
-    in_graph = any(key.startswith(GRAPH) for key in configurable)
-    context = getattr(configurable.get("__pregel_runtime"), "context", None)
+    around = (var_child_runnable_config.get() or {}).get("configurable") or {}  # a node's, where the call has its own
+    in_graph = any(key.startswith(GRAPH) for key in (*configurable, *around))
+    runtime = configurable.get("__pregel_runtime") or around.get("__pregel_runtime")
+    context = getattr(runtime, "context", None)
     of_context = context.get("agent_id") if isinstance(context, Mapping) else getattr(context, "agent_id", None)
-    candidates = (kwargs.get("agent_id"), configurable.get("agent_id"), of_context, agent_id)
+    given = (kwargs.get("agent_id"), configurable.get("agent_id"), around.get("agent_id"), of_context, agent_id)
     versions = (kwargs.get("memory_version"), configurable.get("memory_version"), version)
     pinned = next((str(v) for v in versions if v is not None), None)
-    return Served(require_agent(*candidates), pinned, in_graph)
+    thread = configurable.get("thread_id", around.get("thread_id"))
+    ids = (None if one is None else str(one) for one in (thread, config.get("run_id")))
+    return Served(require_agent(*given), pinned, in_graph, *ids)
 
 
 def require_agent(*candidates: Any) -> str:

@@ -4,20 +4,24 @@ A thread keeps the version that it read last in its state, so that a replay or a
 memory of that moment. One agent may serve many threads; its memory has one head:
 
 - A new thread begins at the head.
-- When other threads moved the head meanwhile, the thread follows: its next messages are written after the new head.
+- When other threads moved the head meanwhile, the thread follows: its next messages are written after the new head. So
+  it does when the agent was rolled back or moved to another adapter.
 - When the thread itself has written past its version (it was sent back to an older checkpoint), or its version is on a
   branch, what it writes becomes a branch. The head stays.
-- A message is written once on the way to a version: one with an id that the journal has there already is left out. So a
-  node that runs again, after a retry, a crash or a resume, finds its messages written.
+- A message is written once on the way to a version: one whose id and content the journal has there already is left out,
+  and so is one that was forgotten or rolled back. So a node that runs again, after a retry, a crash or a resume, finds its messages
+  written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from langchain_core.messages import BaseMessage
 from langgraph.graph import MessagesState
 
-from ..store import Entry, Store
+from ..store import Store
+
+Written = tuple[str | None, str]
+"""Id and content hash of a message, as the journal has them."""
 
 
 class DeltaMemState(MessagesState):
@@ -32,45 +36,39 @@ class Place:
 
     version: str | None
     moves_head: bool
-    journal: Sequence[tuple[str, Entry]]  # on the way to ``version``
-
-    def unwritten(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The messages that were not written on the way here."""
-        written = {entry.message_id for _, entry in self.journal}
-        return [m for m in messages if m.id is None or m.id not in written]
 
 
 def locate(
-    store: Store, agent_id: str, pinned: str | None, thread: str | None, messages: Sequence[BaseMessage] = ()
+    store: Store, agent_id: str, pinned: str | None, thread: str | None, messages: Collection[Written] = ()
 ) -> Place:
     """Where a thread that last read ``pinned`` stands now.
 
     Args:
-        thread: the thread's id, as :func:`source` puts it into the journal.
+        thread: the thread's id, as the journal has it.
         messages: what the thread is about to write; when the head has all of it already, it is not written again.
 
     Raises:
-        VersionNotFound: ``pinned`` is gone, or belongs to another agent.
+        VersionNotFound: ``pinned`` is not a version of this agent.
     """
     head = store.head(agent_id)
-    if head is None:
-        return Place(None, True, ())
-    journal = store.journal(agent_id)
-    if pinned is None or pinned == head:
-        return Place(head, True, journal)
-    at_head = Place(head, True, journal)
-    ancestors = {version.version_id for version in store.history(agent_id)}
-    if pinned in ancestors:
-        own = [message.id for message in messages]
-        if own and not at_head.unwritten(messages) and None not in own:
-            return at_head
-        before = {v for v, _ in store.journal(agent_id, pinned)}
-        if all(entry.source != source(thread) for v, entry in journal if v not in before) or thread is None:
-            return at_head
-    store.version(pinned)
-    return Place(pinned, False, store.journal(agent_id, pinned))
+    if head is None or pinned is None:
+        return Place(head, True)
+    version = store.resolve(agent_id, pinned)
+    if version is None or version == head or store.version(agent_id, version).retired:
+        return Place(head, True)
+    if store.is_ancestor(agent_id, version, head):
+        if messages and not unwritten(store, agent_id, head, messages):
+            return Place(head, True)
+        if thread is None or not store.wrote_between(agent_id, thread, version, head):
+            return Place(head, True)
+    return Place(version, False)
 
 
-def source(thread: str | None) -> str | None:
-    """How the journal names a thread."""
-    return None if thread is None else f"thread {thread}"
+def unwritten(store: Store, agent_id: str, version: str | None, messages: Collection[Written]) -> set[Written]:
+    """Those messages that are not on the way to a version, and were neither forgotten nor rolled back."""
+    ids = {identity for identity, _ in messages if identity is not None}
+    if not ids or store.head(agent_id) is None:
+        return set(messages)
+    there = store.written(agent_id, version, ids) if version is not None else set()
+    forgotten = store.tombstones(agent_id, ids)
+    return {(i, content) for i, content in messages if (i, content) not in there and i not in forgotten}

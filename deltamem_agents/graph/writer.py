@@ -1,17 +1,21 @@
 """The nodes of memory: one finds the version that a thread reads, one writes what was said and what tools returned."""
 
 import asyncio
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from ..chat_model import DeltaMemChatModel
+from ..chat_model.messages import to_entries
 from ..chat_model.serving import served
+from ..engine import Engine
 from ..errors import HeadConflict
-from .lineage import DeltaMemState, Place, locate, source
+from .lineage import DeltaMemState, Place, Written, locate, unwritten
 
-TRIES = 10
+PATIENCE = 300.0  # seconds for which a write is tried again while other processes are first
 
 
 class _Node:
@@ -45,8 +49,8 @@ class DeltaMemWriter(_Node):
     What people say and tools return goes to the sub-state ``facts``, what the agent says to ``task_progress``;
     ``additional_kwargs["sub_state"]`` of a message overrides that. Messages are written exactly once, whatever is
     retried, resumed or replayed (see lineage.py). Put it after the node of the tools and at the end of a turn; never
-    give it a
-    CachePolicy, which would hand one thread's version to another.
+    give it a CachePolicy, which
+    would hand one thread's version to another.
 
     Args:
         model: the chat model whose store and engine are used.
@@ -63,29 +67,36 @@ class DeltaMemWriter(_Node):
             FingerprintMismatch: the memory was made by another adapter or backbone.
         """
         agent_id, thread = self._who(config)
-        messages = [_marked(m, thread) for m in state["messages"]]
-        for attempt in range(TRIES):
-            place = locate(self.model.opened_store, agent_id, state.get("memory_version"), thread, messages)
-            try:
-                return {"memory_version": self._write(agent_id, place, messages)}
-            except HeadConflict:
-                if attempt == TRIES - 1:
-                    raise
-        raise AssertionError("unreachable")
+        memory = self.model.memories
+        messages = keyed(state["messages"], memory.engine)
+        keys = [key for key, _ in messages]
+        until = time.monotonic() + PATIENCE
+        with memory.writing(agent_id):
+            while True:
+                place = locate(memory.store, agent_id, state.get("memory_version"), thread, keys)
+                left = unwritten(memory.store, agent_id, place.version, keys)
+                todo = [message for key, message in messages if key in left]
+                try:
+                    return {"memory_version": self._write(agent_id, place, todo, thread, config)}
+                except HeadConflict:  # another process was first
+                    if time.monotonic() > until:
+                        raise
 
-    def _write(self, agent_id: str, place: Place, messages: list[BaseMessage]) -> str | None:
-        todo = place.unwritten(messages)
+    def _write(
+        self, agent_id: str, place: Place, todo: list[BaseMessage], thread: str | None, config: RunnableConfig
+    ) -> str | None:
         if not todo:
             return place.version
-        return self.model.remember(todo, agent_id, parent=place.version, move_head=place.moves_head)
+        run = config.get("run_id") or (config.get("metadata") or {}).get("run_id")
+        options = {"thread_id": thread, "run_id": None if run is None else str(run)}
+        return self.model.remember(todo, agent_id, parent=place.version, move_head=place.moves_head, **options)
 
     async def awrite(self, state: DeltaMemState, config: RunnableConfig) -> dict[str, Any]:
         """The same, without blocking the event loop."""
         return await asyncio.to_thread(self, state, config)
 
 
-def _marked(message: BaseMessage, thread: str | None) -> BaseMessage:
-    """The message with its thread, for the journal."""
-    if thread is None:
-        return message
-    return message.model_copy(update={"additional_kwargs": {**message.additional_kwargs, "source": source(thread)}})
+def keyed(messages: Sequence[BaseMessage], engine: Engine) -> list[tuple[Written, BaseMessage]]:
+    """The messages that are to be remembered, each with its id and content hash in the journal."""
+    found = ((message, to_entries([message], engine)) for message in messages)
+    return [((message.id, entry.content_hash), message) for message, entries in found for entry in entries]

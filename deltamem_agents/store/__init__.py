@@ -1,6 +1,39 @@
 """Where memories are kept: agents, versions of their state, and the journal of what was written."""
 
-from .contract import Agent, Entry, Store, Version, version_id
-from .sqlite import open_store
+from .contract import Store
+from .records import (
+    DEFAULT_TENANT,
+    Agent,
+    Diff,
+    Entry,
+    Filter,
+    Hit,
+    Policy,
+    Problem,
+    Record,
+    Snapshot,
+    Version,
+    Write,
+    checksum,
+    version_id,
+)
+from .sql import open_store
 
-__all__ = ["Agent", "Entry", "Store", "Version", "open_store", "version_id"]
+__all__ = [
+    "DEFAULT_TENANT",
+    "Agent",
+    "Diff",
+    "Entry",
+    "Filter",
+    "Hit",
+    "Policy",
+    "Problem",
+    "Record",
+    "Snapshot",
+    "Store",
+    "Version",
+    "Write",
+    "checksum",
+    "open_store",
+    "version_id",
+]

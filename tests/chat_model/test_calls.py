@@ -79,7 +79,7 @@ def test_the_turn_is_remembered(model):
     assert all((state.tensors[name] == t).all() for name, t in expected.tensors.items())
     second = model.invoke([TOLD, first, HumanMessage("And now?")])
     assert second.response_metadata["memory_version"] == head
-    assert model.opened_store.version(model.opened_store.head("otto")).parent == head
+    assert model.opened_store.version("otto", model.opened_store.head("otto")).parent == head
 
 
 def test_remembering_can_be_turned_off_and_memory_left_out(make_model):
@@ -181,7 +181,7 @@ async def test_streams_remember_the_turn_once_whole(model):
     async for _ in model.astream([TOLD]):
         pass
     second = model.opened_store.head("otto")
-    assert model.opened_store.version(second).parent == first
+    assert model.opened_store.version("otto", second).parent == first
     stream = model.stream([TOLD])
     next(stream)
     stream.close()
@@ -231,7 +231,7 @@ def test_batches_remember_every_turn(model):
     model.batch([[HumanMessage(f"The tank {i}")] for i in range(14)], [served(agent) for agent in "ab" + 12 * "a"])
     versions, version = 0, model.opened_store.head("a")
     while version is not None:
-        versions, version = versions + 1, model.opened_store.version(version).parent
+        versions, version = versions + 1, model.opened_store.version("a", version).parent
     assert versions == 13 and model.opened_store.head("b") is not None
 
 
@@ -335,3 +335,28 @@ def test_what_langchain_asks_for(make_model, tiny_adapter):
     assert model.get_num_tokens("The tank") == len(model.get_token_ids("The tank")) > 0
     assert make_model(adapter=tiny_adapter).adapter == str(tiny_adapter)
     assert isinstance(next(model.stream("x")), AIMessageChunk)
+
+
+def test_a_call_cannot_name_another_model(model):
+    with pytest.raises(ValueError, match="belongs to one adapter"):
+        model.invoke([TOLD], model="gpt")
+
+
+def test_a_stop_of_one_text_is_one_stop(model):
+    assert model._request([TOLD], "END", {}).stop == ("END",)
+
+
+def test_a_cache_never_mixes_agents_or_versions(make_model):
+    cache = InMemoryCache()
+    ask = [HumanMessage("Where is the rice?")]
+    models = [make_model(agent_id=agent, cache=cache, remember=False) for agent in "ab"]
+    for model, text in zip(models, ("The rice is in the tank.", "The door is blue."), strict=True):
+        model.remember([HumanMessage(text)], model.agent_id)
+    for model in models:
+        model.generate([ask])
+        model.invoke(ask)
+    keys = list(cache._cache)
+    assert len({key for _, key in keys}) == len(keys) == 4
+    models[0].remember([TOLD], "a")
+    models[0].generate([ask])
+    assert len(cache._cache) == 5

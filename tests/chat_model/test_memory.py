@@ -20,8 +20,8 @@ def same(a, b):
 
 def counted_writes(model, monkeypatch):
     engine, calls = model.engine, []
-    write = engine.write
-    monkeypatch.setattr(engine, "write", lambda *a, **k: (calls.append(1), write(*a, **k))[1])
+    write = engine.write_traced
+    monkeypatch.setattr(engine, "write_traced", lambda *a, **k: (calls.append(1), write(*a, **k))[1])
     return calls
 
 
@@ -42,7 +42,7 @@ def test_the_same_messages_after_the_same_parent_are_written_once(model, monkeyp
     assert model.remember([RICE], "mila", parent=None) != first
     second = model.remember([RICE], "otto")
     assert second != first
-    assert model.opened_store.version(second).parent == first
+    assert model.opened_store.version("otto", second).parent == first
 
 
 def test_versions_can_be_read_later(model):
@@ -138,17 +138,17 @@ def test_summaries_and_empty_messages_are_not_remembered(model):
 def test_forgetting(model):
     model.remember([RICE, DONE], "otto")
     before, empty = model.load_state("otto"), model.engine.new_state()
-    version = model.forget("otto", "facts")
+    version = model.reset("otto", "facts")
     after = model.load_state("otto")
     assert model.opened_store.head("otto") == version
     assert same(after.select("facts"), empty.select("facts"))
     assert same(after.select("task_progress"), before.select("task_progress"))
-    model.forget("otto")
+    model.reset("otto")
     assert same(model.load_state("otto"), empty)
     model.remember([RICE], "otto")
     assert not same(model.load_state("otto"), empty)
     with pytest.raises(StateError, match="mood"):
-        model.forget("otto", "mood")
+        model.reset("otto", "mood")
 
 
 def test_memory_of_another_adapter_is_refused(model, make_model, tmp_path):
@@ -158,12 +158,12 @@ def test_memory_of_another_adapter_is_refused(model, make_model, tmp_path):
         lambda: other.load_state("otto"),
         lambda: other.invoke("Where?"),
         lambda: other.remember([DONE], "otto"),
-        lambda: other.forget("otto", "facts"),
+        lambda: other.reset("otto", "facts"),
     ):
         with pytest.raises(FingerprintMismatch, match=r"load the adapter"):
             use()
     assert model.opened_store.head("otto") == version
-    other.forget("otto")
+    other.reset("otto")
     other.remember([DONE], "otto")
     with pytest.raises(FingerprintMismatch):
         model.invoke("Where?")
@@ -192,3 +192,13 @@ def test_a_side_branch_can_become_the_head(model, monkeypatch):
     calls = counted_writes(model, monkeypatch)
     assert model.remember([RICE], "otto", parent=None) == branch
     assert model.opened_store.head("otto") == branch and not calls
+
+
+def test_tenants_share_a_file_and_nothing_else(make_model):
+    one, two = make_model(agent_id="otto"), make_model(agent_id="otto", tenant="other")
+    one.remember([RICE], "otto")
+    assert two.opened_store.agents() == [] and same(two.load_state("otto"), two.engine.new_state())
+    version = two.remember([RICE], "otto")
+    assert version != one.opened_store.head("otto") and same(one.load_state("otto"), two.load_state("otto"))
+    with pytest.raises(VersionNotFound):
+        two.load_state("otto", one.opened_store.head("otto"))

@@ -22,11 +22,11 @@ def config(agent="otto", thread=None, **more):
 
 
 def journal(model, agent="otto", version=None):
-    return [(e.role, e.sub_states) for _, e in model.opened_store.journal(agent, version)]
+    return [(r.entry.role, r.entry.sub_states) for r in model.opened_store.journal(agent, version)]
 
 
 def texts(model, agent="otto", version=None):
-    return [e.content for _, e in model.opened_store.journal(agent, version)]
+    return [r.entry.content for r in model.opened_store.journal(agent, version)]
 
 
 def test_a_turn_is_written_once_and_routed(model):

@@ -51,5 +51,5 @@ def test_a_killed_turn_is_resumed_and_written_once(tiny_adapter: Path, tmp_path:
     resumed = run("resume")
     assert resumed.returncode == 0, resumed.stderr
     with open_store(tmp_path / "memory.db") as store:
-        assert [e.role for _, e in store.journal("otto")] == ["user", "assistant"]
+        assert [r.entry.role for r in store.journal("otto")] == ["user", "assistant"]
         assert resumed.stdout.strip() == store.head("otto") and store.agent("otto").versions == 1
