@@ -8,9 +8,9 @@ memory of that moment. One agent may serve many threads; its memory has one head
   it does when the agent was rolled back or moved to another adapter.
 - When the thread itself has written past its version (it was sent back to an older checkpoint), or its version is on a
   branch, what it writes becomes a branch. The head stays.
-- A message is written once on the way to a version: one whose id and content the journal has there already is left out,
-  and so is one that was forgotten or rolled back. So a node that runs again, after a retry, a crash or a resume, finds its messages
-  written.
+- A message is written once on the way to a version: one whose id and content the journal has there already is left
+  out, and so is one that was forgotten or rolled back. So a node that runs again, after a retry, a crash or a resume,
+  finds its messages written.
 """
 
 from collections.abc import Collection
