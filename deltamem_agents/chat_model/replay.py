@@ -120,7 +120,9 @@ def repair(memory: AgentMemory, agent_id: str, problems: Sequence[Problem]) -> l
     return done
 
 
-def forget(memory: AgentMemory, agent_id: str, where: Filter, progress: Progress = _quiet) -> Forgotten:
+def forget(
+    memory: AgentMemory, agent_id: str, where: Filter, progress: Progress = _quiet, *, scrub: bool = True
+) -> Forgotten:
     """Forget journal entries: their rows and every state that held them go, the states are computed without them.
 
     What comes out is what a memory would be that never saw them. The new versions are written first, as branches; one
@@ -128,6 +130,7 @@ def forget(memory: AgentMemory, agent_id: str, where: Filter, progress: Progress
     nothing, and the next call goes on from there.
 
     Versions of another adapter lose their bytes as well; their states can be computed again with that adapter.
+    ``scrub=False`` leaves the files for a later :meth:`Store.scrub`: for many calls one after the other.
 
     Raises:
         AgentNotFound, JournalNotKept.
@@ -145,7 +148,7 @@ def forget(memory: AgentMemory, agent_id: str, where: Filter, progress: Progress
         holding = {record.version_id for record in records}
         successors = _without(memory, agent_id, ids, holding, progress)
         try:
-            memory.store.rewrite(agent_id, successors, ids)
+            memory.store.rewrite(agent_id, successors, ids, scrub=scrub)
         except HeadConflict:
             continue
         return Forgotten(len(ids), len(successors))

@@ -12,11 +12,14 @@ from ..errors import StoreError
 
 
 class Indexed(NamedTuple):
-    """A journal entry as the full-text index sees it: primary keys of entry and agent, and the plain text."""
+    """A journal entry as the full-text index sees it: primary keys of entry and agent, and the plain text.
+
+    The text of a damaged entry is not known: None, where it is taken out.
+    """
 
     pk: int
     agent_pk: int
-    text: str
+    text: str | None
 
 
 class Backend(ABC):

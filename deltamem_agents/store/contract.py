@@ -225,8 +225,10 @@ class Store(ABC):
         """Pin a version under a label, or (None) unpin it. Raises VersionNotFound."""
 
     @abstractmethod
-    def delete(self, agent_id: str) -> int:
+    def delete(self, agent_id: str, *, scrub: bool = True) -> int:
         """Delete everything of an agent, also from the file's free pages; returns the number of versions.
+
+        ``scrub=False`` leaves the files for a later :meth:`scrub`: for many deletions one after the other.
 
         Raises:
             AgentNotFound.
@@ -235,7 +237,14 @@ class Store(ABC):
     # Upkeep
 
     @abstractmethod
-    def rewrite(self, agent_id: str, successors: Mapping[str, str | None], forgotten: Collection[str]) -> None:
+    def rewrite(
+        self,
+        agent_id: str,
+        successors: Mapping[str, str | None],
+        forgotten: Collection[str],
+        *,
+        scrub: bool = True,
+    ) -> None:
         """The end of forgetting: put versions in the place of others, and erase those, in one transaction.
 
         The successors were committed before, as branches, without the forgotten entries.
@@ -261,7 +270,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def collect(self, agent_id: str | None = None, *, older_than: timedelta) -> int:
+    def collect(self, agent_id: str | None = None, *, older_than: timedelta, scrub: bool = True) -> int:
         """Delete versions that lead to no head and no pin and are older than that, with what only they hold.
 
         Returns their number. Their ids lead to the nearest ancestor that is left.

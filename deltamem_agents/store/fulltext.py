@@ -34,7 +34,8 @@ class SQLiteIndex:
         self._write(connection, "(journal_index, rowid, agent, text) VALUES ('delete', ?, ?, ?)", rows)
 
     def _write(self, connection: Connection, what: str, rows: Sequence[Indexed]) -> None:
-        values = [(row.pk, f"a{row.agent_pk}", clean(row.text)) for row in sorted(rows)]  # FTS5 likes rowids in order
+        ordered = sorted(rows)  # FTS5 likes rowids in order
+        values = [(row.pk, f"a{row.agent_pk}", clean(row.text or "")) for row in ordered]
         if values:
             connection.exec_driver_sql(f"INSERT INTO journal_index {what}", values)
 
@@ -83,7 +84,7 @@ class PostgresIndex:
     def add(self, connection: Connection, rows: Sequence[Indexed]) -> None:
         """Put texts into the index."""
         if rows:
-            texts = tokens([row.text for row in rows])
+            texts = tokens([row.text or "" for row in rows])
             pairs = zip(rows, map(vector, texts), strict=True)
             values = [{"pk": row.pk, "agent": row.agent_pk, "words": words} for row, words in pairs]
             connection.execute(_ADD, values)

@@ -154,7 +154,6 @@ class Filter:
     until: datetime | None = None  # before this time
 
 
-
 EVERYTHING = Filter()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -222,14 +223,28 @@ def _prepare(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS}000")
     tables = {row[0] for row in cursor.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not tables or tables >= OURS:  # it changes a file, also one of others
+        _write_ahead(cursor)
     for pragma in (
-        *(["journal_mode = WAL"] if not tables or tables >= OURS else ()),  # it changes a file, also one of others
         "synchronous = FULL",
         "foreign_keys = ON",
         "secure_delete = FAST",  # pages that are written anyway; for the others, see scrub
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Write-ahead mode. Where two processes make a file at once, SQLite refuses one of them without waiting."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 def _text(body: bytes) -> str:

@@ -28,7 +28,7 @@ from .rows import CHUNK, VERSION, chunks, now
 class Upkeep(Copying):
     """Everything that a store does beside reading and writing."""
 
-    def delete(self, agent_id: str) -> int:
+    def delete(self, agent_id: str, *, scrub: bool = True) -> int:
         def write(c: Connection) -> int:
             pk = self._agent_pk(c, agent_id)
             self._find_agent(c, agent_id, lock=True)
@@ -38,10 +38,18 @@ class Upkeep(Copying):
             return len(own)
 
         count = self._run(write, write=True)
-        self.scrub()
+        if scrub:
+            self.scrub()
         return count
 
-    def rewrite(self, agent_id: str, successors: Mapping[str, str | None], forgotten: Collection[str]) -> None:
+    def rewrite(
+        self,
+        agent_id: str,
+        successors: Mapping[str, str | None],
+        forgotten: Collection[str],
+        *,
+        scrub: bool = True,
+    ) -> None:
         def write(c: Connection) -> None:
             pk = self._agent_pk(c, agent_id)
             agent = self._find_agent(c, agent_id, lock=True)
@@ -62,7 +70,8 @@ class Upkeep(Copying):
             straighten(c, pk)
 
         self._run(write, write=True)
-        self.scrub()
+        if scrub:
+            self.scrub()
 
     def prune(self, agent_id: str | None = None, *, keep_every: int = 50, keep_last: int = 1) -> int:
         self._need_text("bring back states of")
@@ -94,7 +103,7 @@ class Upkeep(Copying):
         names = [agent_id] if agent_id is not None else [agent.agent_id for agent in self.agents()]
         return sum(self._run(lambda c, name=name: write(c, name), write=True) for name in names)  # type: ignore[misc]
 
-    def collect(self, agent_id: str | None = None, *, older_than: timedelta) -> int:
+    def collect(self, agent_id: str | None = None, *, older_than: timedelta, scrub: bool = True) -> int:
         def write(c: Connection, name: str) -> int:
             agent_pk = self._agent_pk(c, name)
             head = self._find_agent(c, name, lock=True).head
@@ -118,7 +127,7 @@ class Upkeep(Copying):
 
         names = [agent_id] if agent_id is not None else [agent.agent_id for agent in self.agents()]
         count = sum(self._run(lambda c, name=name: write(c, name), write=True) for name in names)  # type: ignore[misc]
-        if count:
+        if count and scrub:
             self.scrub()
         return count
 
@@ -303,14 +312,14 @@ class Upkeep(Copying):
             rows = c.execute(query.where(*where)).all()
         except ValueError:  # a row that is damaged
             keys = c.execute(select(EntryRow.pk, EntryRow.agent_pk).where(*where)).all()
-            return [Indexed(row.pk, row.agent_pk, None) for row in keys]  # type: ignore[arg-type]
+            return [Indexed(row.pk, row.agent_pk, None) for row in keys]
         found = []
         for row in rows:
             try:
                 text = sealed.to_record(row).entry.content or ""
             except CorruptState:
                 text = None
-            found.append(Indexed(row.pk, row.agent_pk, text))  # type: ignore[arg-type]
+            found.append(Indexed(row.pk, row.agent_pk, text))
         return found
 
     # What the methods share

@@ -152,10 +152,10 @@ def test_a_write_in_the_middle_of_forgetting_is_not_lost(model, monkeypatch):
     tell(model, range(3))
     store, rewrite = model.opened_store, model.opened_store.rewrite
 
-    def late(*arguments):
+    def late(*arguments, **options):
         monkeypatch.setattr(store, "rewrite", rewrite)
         tell(model, [8])
-        return rewrite(*arguments)
+        return rewrite(*arguments, **options)
 
     monkeypatch.setattr(store, "rewrite", late)
     model.forget("otto", Filter(ids=["m0"]))
