@@ -336,6 +336,9 @@ class StoreContract:
         assert store.collect("a", older_than=timedelta(0)) == 2
         assert {v.version_id for v in store.tree("a")} == {*ids, pinned}
         assert store.resolve("a", loose[1]) == ids[0]
+        assert chain(store, "a", 2, ids[0], move_head=False) == loose  # written again, and again nobody's
+        assert store.resolve("a", loose[1]) == loose[1] and store.collect("a", older_than=timedelta(0)) == 2
+        assert store.resolve("a", loose[1]) == ids[0]
         assert list(store.verify()) == []
 
     def test_rewriting_forgets(self, store: Store) -> None:

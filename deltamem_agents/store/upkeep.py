@@ -229,10 +229,7 @@ class Upkeep(Copying):
                 yield f"sub-state {part!r}: {checked[sha]}"
 
     def _chain_problems(self, c: Connection, agent_pk: int, name: str, version: Version) -> Iterator[str]:
-        own = VersionRow.agent_pk == agent_pk, VersionRow.version_id == version.version_id
-        query = select(EntryRow, VersionRow.version_id).join(VersionRow, VersionRow.pk == EntryRow.version_pk)
-        records = [self.sealed.to_record(row) for row in c.execute(query.where(*own).order_by(EntryRow.position))]
-        entries = [record.entry for record in records]
+        entries = [record.entry for record in self._own_records(c, agent_pk, version.version_id)]
         identity = version_id(name, version.parent, entries, version.fingerprint, version.resets, self.tenant)
         if identity != version.version_id:
             yield "its id is not the hash of what was written: rows were changed or are missing"
@@ -346,6 +343,9 @@ class Upkeep(Copying):
         for old, new in targets.items():
             own = RedirectRow.agent_pk == agent_pk, RedirectRow.target == old
             c.execute(update(RedirectRow).where(*own).values(target=new))
+        for some in chunks(list(targets)):  # one that was written again since it went before
+            own = RedirectRow.agent_pk == agent_pk, RedirectRow.version_id.in_(some)
+            c.execute(delete(RedirectRow).where(*own))
         if targets:
             rows = [{"agent_pk": agent_pk, "version_id": old, "target": new} for old, new in targets.items()]
             c.execute(insert(RedirectRow), rows)
