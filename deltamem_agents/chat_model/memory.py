@@ -99,8 +99,7 @@ class AgentMemory:
             records.setdefault(record.version_id, []).append(record)
         for step in reversed(way):
             state = self.apply(state, step, records.get(step.version_id, ()))
-        found = self.parts(state, last.parts)
-        if wrong := [name for name, sha in last.parts.items() if found[name][0] != sha]:
+        if wrong := [n for n, data in self.parts(state, last.parts).items() if checksum(data) != last.parts[n]]:
             raise StateError(
                 f"agent {agent_id!r}, version {version}: the journal gives another state of {wrong[0]!r} than was "
                 "written (another device, dtype or library version?): deltamem store verify --replay tells more"
@@ -153,8 +152,7 @@ class AgentMemory:
             if not version.pruned:
                 return Write([], {}, [sub_state])
             others = [name for name in version.parts if name != sub_state]  # nothing is taken over from a pruned one
-            kept = self.parts(self.load(agent_id, head), others)
-            return Write([], {name: data for name, (_, data) in kept.items()}, [sub_state])
+            return Write([], self.parts(self.load(agent_id, head), others), [sub_state])
 
         return self._append(agent_id, write)
 
@@ -181,10 +179,14 @@ class AgentMemory:
             move_head=move_head,
         ).version_id
 
-    def parts(self, state: MemoryState, names: Iterable[str]) -> dict[str, tuple[str, bytes]]:
-        """Checksum and bytes of some sub-states."""
-        data = {name: state.select(name).to_bytes() for name in names}
-        return {name: (checksum(part), part) for name, part in data.items()}
+    def parts(self, state: MemoryState, names: Iterable[str]) -> dict[str, bytes]:
+        """The bytes of some sub-states."""
+        return {name: state.select(name).to_bytes() for name in names}
+
+    def bring_back(self, agent_id: str, version: str) -> None:
+        """Put the bytes of a pruned version back into the store. Raises as :meth:`rebuild`."""
+        state, found = self.rebuild(agent_id, version)
+        self.store.fill(agent_id, version, self.parts(state, found.parts))
 
     def check(self, version: Version) -> None:
         """Raise FingerprintMismatch unless this engine's adapter and backbone made the version."""
@@ -208,7 +210,7 @@ class AgentMemory:
         changed = {name for route in routes for name in route} | (set(version.parts) if whole and version else set())
         names = [name for name in self.engine.sub_states if name in changed]
         entries = [traced(entry, trace) for entry, trace in zip(entries, traces, strict=True)]
-        return Write(entries, {name: data for name, (_, data) in self.parts(written, names).items()})
+        return Write(entries, self.parts(written, names))
 
 
 def traced(entry: Entry, trace: WriteTrace) -> Entry:

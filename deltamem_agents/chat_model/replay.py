@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import CorruptState, HeadConflict, StoreError
 from ..memory import MemoryState
-from ..store import Filter, Problem, Record, Version, version_id
+from ..store import Filter, Problem, Record, Version, checksum, version_id
 from .memory import AgentMemory, traced
 from .messages import from_entry
 
@@ -88,8 +88,8 @@ def replay(memory: AgentMemory, agent_id: str, progress: Progress = _quiet) -> I
                 yield Problem(agent_id, version.version_id, f"it cannot be replayed: {error}")
                 continue
             states.put(version, state)
-            for name, (sha, _) in memory.parts(state, version.parts).items():
-                if sha != version.parts[name]:
+            for name, data in memory.parts(state, version.parts).items():
+                if checksum(data) != version.parts[name]:
                     yield Problem(agent_id, version.version_id, f"sub-state {name!r}: the journal gives another state")
 
 
@@ -113,9 +113,7 @@ def repair(memory: AgentMemory, agent_id: str, problems: Sequence[Problem]) -> l
     done = []
     for version in whole:
         if memory.store.version(agent_id, version.version_id).pruned:
-            state, _ = memory.rebuild(agent_id, version.version_id)
-            parts = {name: data for name, (_, data) in memory.parts(state, version.parts).items()}
-            memory.store.fill(agent_id, version.version_id, parts)
+            memory.bring_back(agent_id, version.version_id)
             done.append(version.version_id)
     return done
 
@@ -191,7 +189,7 @@ def _rewritten(
     if ours:
         state, left = _applied(memory, states.before(version, parent), version.resets, list(left))
         states.put(version, state)
-        parts = {name: data for name, (_, data) in memory.parts(state, version.parts).items()}
+        parts = memory.parts(state, version.parts)
     else:  # what was measured may come from what is forgotten
         left = [replace(record, entry=replace(record.entry, gate=None, moved=None)) for record in left]
     if not left and not version.resets:
@@ -258,7 +256,7 @@ def _written_again(memory: AgentMemory, agent_id: str, head: str, progress: Prog
             memory.store.commit(
                 agent_id,
                 parent=parent,
-                parts={name: data for name, (_, data) in memory.parts(state, known).items()},
+                parts=memory.parts(state, known),
                 entries=entries,
                 fingerprint=memory.engine.fingerprint,
                 resets=tuple(resets),

@@ -1,6 +1,6 @@
 """``deltamem agents`` rollback, fork, reset, pin, delete: what changes one agent."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +21,6 @@ from .options import (
     find_version,
 )
 from .results import print_json, short
-
-if TYPE_CHECKING:
-    from ..chat_model.memory import AgentMemory
 
 app = typer.Typer()
 
@@ -79,19 +76,12 @@ def fork(
         made = opened.fork(agent, new, wanted)
     except StatePruned:
         assert wanted is not None
-        _bring_back(agent_memory(opened, adapter), agent, wanted)
+        agent_memory(opened, adapter).bring_back(agent, wanted)
         made = opened.fork(agent, new, wanted)
     if as_json:
         print_json({"agent": new, "head": made.version_id, "forked_from": {"agent": agent, "version": wanted}})
     else:
         typer.echo(f"{new} knows what {agent} knew at {short(wanted)} (version {short(made.version_id)})")
-
-
-def _bring_back(memory: "AgentMemory", agent: str, version: str) -> None:
-    """Compute the bytes of a pruned version from the journal, and put them back."""
-    state, found = memory.rebuild(agent, version)
-    parts = {name: data for name, (_, data) in memory.parts(state, found.parts).items()}
-    memory.store.fill(agent, version, parts)
 
 
 @app.command(

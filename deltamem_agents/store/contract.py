@@ -218,6 +218,7 @@ class Store(ABC):
         Raises:
             AgentExists: ``new_agent`` is there.
             AgentNotFound, VersionNotFound: nothing to fork.
+            StatePruned: the bytes of that version were dropped.
         """
 
     @abstractmethod

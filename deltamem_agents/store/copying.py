@@ -7,7 +7,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from ..errors import AgentExists, StatePruned, StoreError
 from .contract import Dumped
-from .models import AgentRow, BlobRow, EntryRow, TombstoneRow, VersionRow
+from .models import AgentRow, BlobRow, TombstoneRow
 from .records import Agent, Version, version_id
 from .rows import checked_name
 from .writing import Writing
@@ -24,7 +24,10 @@ class Copying(Writing):
             way = self._history(c, agent_id, wanted)
             last = way[0]
             if last.pruned:
-                raise StatePruned(f"version {last.version_id} of agent {agent_id!r} was pruned: load it, then fork")
+                raise StatePruned(
+                    f"version {last.version_id} of agent {agent_id!r} was pruned: deltamem agents fork computes its "
+                    "bytes again first"
+                )
             if self.policy.journal == "full":  # replay brings the others back
                 way = [last, *(replace(version, pruned=True) for version in way[1:])]
             fresh = [replace(version, pin=None, retired=False) for version in reversed(way)]
@@ -65,9 +68,7 @@ class Copying(Writing):
         """Records and bytes of some versions; bytes whose checksum is in ``seen`` are left out, the others added."""
         pk = self._agent_pk(c, agent_id)
         for version in versions:
-            own = VersionRow.agent_pk == pk, VersionRow.version_id == version.version_id
-            query = select(EntryRow, VersionRow.version_id).join(VersionRow, VersionRow.pk == EntryRow.version_pk)
-            records = [self.sealed.to_record(row) for row in c.execute(query.where(*own).order_by(EntryRow.position))]
+            records = self._own_records(c, pk, version.version_id)
             blobs = {}
             for name, sha in version.parts.items():
                 if not version.pruned and sha not in seen:

@@ -85,13 +85,7 @@ class Reading(Store):
         versions, entries = count(VersionRow), count(EntryRow)
         found = sorted(c.execute(select(AgentRow).where(which)).all(), key=lambda row: row.name)
         return [
-            Agent(
-                row.name,
-                row.head,
-                aware(row.created_at),
-                versions.get(row.pk, 0),
-                entries.get(row.pk, 0),
-            )
+            Agent(row.name, row.head, aware(row.created_at), versions.get(row.pk, 0), entries.get(row.pk, 0))
             for row in found
         ]
 
@@ -213,6 +207,12 @@ class Reading(Store):
             return self._fitting(rows, where)
 
         return self._run(read)
+
+    def _own_records(self, c: Connection, agent_pk: int, version_id: str) -> list[Record]:
+        """What one version wrote, in its order."""
+        own = VersionRow.agent_pk == agent_pk, VersionRow.version_id == version_id
+        rows = c.execute(self._filtered(EVERYTHING).where(*own).order_by(EntryRow.position))
+        return [self.sealed.to_record(row) for row in rows]
 
     def _filtered(self, where: Filter) -> Any:
         """Entries joined with their versions, by what SQL can tell; the rest does :meth:`_fitting`."""
