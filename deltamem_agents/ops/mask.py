@@ -17,3 +17,10 @@ def neutralise(
     mask = write_mask[..., None]
     k, v, erase, write = (torch.where(mask, x, torch.zeros_like(x)) for x in (k, v, erase, write))
     return k, v, torch.where(mask, keep, torch.ones_like(keep)), erase, write
+
+
+def as_bytes(mask: Tensor | None) -> Tensor | None:
+    """A bool mask for a kernel: its own bytes; in a graph that is being compiled, which takes no such view, a copy."""
+    if mask is None:
+        return None
+    return mask.contiguous().to(torch.uint8) if torch.compiler.is_compiling() else mask.contiguous().view(torch.uint8)
