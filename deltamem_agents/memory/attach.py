@@ -7,7 +7,7 @@ on the architecture's rope, norms, cache or attention kernel, and ``detach`` lea
 
 import inspect
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import AdapterError, BackboneError, StateError
+from .accumulate import accumulating, can_accumulate
 from .adapter import Adapter, select_attention
 from .backbones import Attention
 from .binding import Bound, Context, SubStates
@@ -62,6 +63,7 @@ class DeltaMemory(nn.Module):
         self.backbone = adapter.backbone
         self._model = [model]  # in a list: not a child of this module
         attentions = select_attention(model, self.config)
+        self._attentions = attentions
         self._names = [a.name for a in attentions]
         weights = _match(adapter, attentions)
         layers = [_build(adapter, attention, weights[attention.name], dtype) for attention in attentions]
@@ -101,14 +103,21 @@ class DeltaMemory(nn.Module):
         }
         return Adapter(self.config, tensors, self.backbone)
 
-    def new_state(self, batch_size: int = 1, device: torch.device | str | None = None) -> MemoryState:
-        """Empty states: zeros of (batch_size, H, r, r) float32 per layer."""
+    def new_state(
+        self, batch_size: int = 1, device: torch.device | str | None = None, *, hashed: bool = True
+    ) -> MemoryState:
+        """Empty states: zeros of (batch_size, H, r, r) float32 per layer.
+
+        ``hashed=False`` is for a training step, whose states nobody keeps: they carry the fingerprint of the adapter
+        that was attached, and no weights are hashed.
+        """
         shape = (batch_size, self.config.num_state_heads, self.config.rank, self.config.rank)
-        tensors = {
-            name: torch.zeros(shape, device=device or next(layer.parameters()).device)
-            for name, layer in zip(self._names, self.layers, strict=True)
-        }
-        return MemoryState(tensors, dict(self.config.sub_states), self.fingerprint)
+        places: dict[Any, list[str]] = {}
+        for name, layer in zip(self._names, self.layers, strict=True):
+            places.setdefault(device or next(layer.parameters()).device, []).append(name)
+        made = {n: t for where, own in places.items() for n, t in zip(own, _zeros(len(own), shape, where), strict=True)}
+        tensors = {name: made[name] for name in self._names}
+        return MemoryState(tensors, dict(self.config.sub_states), self.fingerprint if hashed else self._given)
 
     @contextmanager
     def bind(
@@ -121,6 +130,7 @@ class DeltaMemory(nn.Module):
         packed: bool = False,
         token_mask: Tensor | None = None,
         trace: bool = False,
+        accumulate: bool = False,
     ) -> Iterator[Bound]:
         """Calls of the model inside the ``with`` read ``state`` and, if asked, write.
 
@@ -134,6 +144,8 @@ class DeltaMemory(nn.Module):
             packed: several writes in one row: a segment's mean is seen by the tokens of later segments (SSW only).
             token_mask: (B, T) bool, False on padding; by default the model's own 2-D attention_mask (B, past + T).
             trace: collect the write gates for ``bound.gates``.
+            accumulate: for a few tokens that only read, without gradients: projections that are plain linear layers add
+                their output to the corrections (accumulate.py), faster and rounded once more. Not for several threads.
 
         Raises:
             FingerprintMismatch, StateError: the state is not of this adapter and backbone, or of another shape or
@@ -144,7 +156,15 @@ class DeltaMemory(nn.Module):
         _check_write(write)
         names = (sub_states,) if isinstance(sub_states, str) else sub_states
         bound = Bound(state, write, segment_ids, names, packed, token_mask, self.config.num_state_heads, trace)
-        with self._context.using(bound), self._checkpointing():
+        with ExitStack() as stack:
+            if accumulate:
+                if write is not False:
+                    raise StateError("accumulate=True is for reading alone: give write=False")
+                chosen = [a for a in self._attentions if can_accumulate(a, self.config)]
+                bound.accumulate = frozenset(a.name for a in chosen)
+                stack.enter_context(accumulating(chosen, self.config, self._context))
+            stack.enter_context(self._context.using(bound))
+            stack.enter_context(self._checkpointing())
             yield bound
 
     def detach(self) -> None:
@@ -229,10 +249,9 @@ class DeltaMemory(nn.Module):
         self, name: str, layer: DeltaMemLayer, head: str, projection: Any, _: nn.Module, __: Any, output: Tensor
     ) -> Tensor | None:
         bound = self._context.bound
-        if bound is None:
+        if bound is None or name in bound.deltas:
             return None
-        delta = layer.correction(head, bound.reads[name], output.dtype)
-        return projection.add(output, delta)
+        return layer.correct(head, projection, output, bound.reads[name])
 
     def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """For one checkpointed layer: remember the state that it began with, and begin there when it is recomputed."""
@@ -265,6 +284,11 @@ class DeltaMemory(nn.Module):
         finally:
             for module, before in changed:
                 module.__dict__["_gradient_checkpointing_func"] = before
+
+
+def _zeros(count: int, shape: tuple[int, ...], device: Any) -> tuple[Tensor, ...]:
+    """``count`` empty states in one piece of memory: one kernel, not one for each layer."""
+    return torch.zeros((count, *shape), device=device).unbind(0)
 
 
 def _check_write(write: bool | Tensor) -> None:

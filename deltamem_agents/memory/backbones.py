@@ -46,6 +46,12 @@ class Projection:
     width: int
     index: int  # 0, 1, 2 for q, k, v in a "heads" layout
 
+    def view(self, output: Tensor) -> Tensor | None:
+        """This projection's part of ``output``, as a view (B, T, width); None where it is no such view."""
+        if self.part == "heads":
+            return None
+        return output if self.part == "all" else output[..., self.start : self.start + self.width]
+
     def add(self, output: Tensor, delta: Tensor) -> Tensor:
         """``output`` of the module with ``delta`` (B, T, width) added to this projection's part."""
         if self.part == "all":

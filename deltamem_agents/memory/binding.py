@@ -40,11 +40,14 @@ class Bound:
     token_mask: Tensor | None
     num_state_heads: int
     trace: bool = False
+    accumulate: frozenset[str] = frozenset()  # attention modules whose projections start from their corrections
     current: dict[str, Tensor] = field(default_factory=dict)
     attention_mask: Tensor | None = None  # (B, past + T), of the running forward call
     caller: int | None = None  # which of the modules inside each other has said so, None while none has
     ends: "RowEnds | None" = None  # of the running or last generate()
     reads: dict[str, Tensor] = field(default_factory=dict)  # between an attention module's hooks
+    deltas: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # likewise, in place of reads
+    masks: dict[Any, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)  # of the running forward call
     traced: dict[str, Tensor] = field(default_factory=dict)  # (2, B, H): sum of the write gates, number of writes
 
     def __post_init__(self) -> None:
@@ -68,12 +71,15 @@ class Bound:
 
     def begin_call(self, module: int, mask: Any) -> None:
         """A call of a module, by its depth in the model, has this attention mask: the outermost one's is believed."""
-        if self.caller is None and is_token_mask(mask):
-            self.attention_mask, self.caller = mask, module
+        if self.caller is None:
+            self.masks.clear()
+            if is_token_mask(mask):
+                self.attention_mask, self.caller = mask, module
 
     def end_call(self, module: int) -> None:
         if self.caller == module:
             self.attention_mask, self.caller = None, None
+            self.masks.clear()
 
     def run_layer(self, name: str, layer: DeltaMemLayer, x: Tensor, recorded: dict[str, Tensor] | None) -> None:
         """Read and write for one attention module; ``recorded`` keeps the state that it began with."""
@@ -85,11 +91,17 @@ class Bound:
             )
         if recorded is not None:
             recorded[name] = state
-        tokens = self._tokens(x)
+        key = (*x.shape[:2], x.device.type, x.device.index)
+        if key not in self.masks:  # the same in all layers
+            self.masks[key] = (self._tokens(x), self._writes(x))
+        tokens, writes = self.masks[key]
+        if name in self.accumulate:
+            self.deltas[name] = layer.read_corrections(x, state.to(x.device), tokens)
+            return
         segments = None if self.segment_ids is None else self._fit("segment_ids", self.segment_ids, x)
         note = partial(self._note, name) if self.trace else None
-        reads, final = layer.scan(x, state.to(x.device), tokens, self._writes(x), segments, self.packed, note)
-        self.reads[name] = reads
+        reads, final = layer.scan(x, state.to(x.device), tokens, writes, segments, self.packed, note)
+        self.reads = {name: reads}  # of one layer at a time: they add up
         self.current[name] = final
 
     def replay(self) -> "Bound":

@@ -4,16 +4,15 @@ It turns the 2-D mask into prepared ones where the cache is static, and it feeds
 methods of the model are wrapped: one prepares the inputs of each call, the other the criteria that end the rows.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from ..errors import StateError
 from .binding import Bound, Context, is_token_mask
+from .replaced import Replaced
 
 TOKEN_MASK = "deltamem_token_mask"
 """Input that is added to a call made by generate(): (B, T), 0 where nothing is to be read or written, or None."""
@@ -30,27 +29,7 @@ class RowEnds(StoppingCriteriaList):
         return now
 
 
-@dataclass
-class Wrapped:
-    """A method that is replaced on one module; :meth:`remove` brings back what was there."""
-
-    module: nn.Module
-    name: str
-    before: Any  # the module's own attribute, None if the method was that of its class
-
-    @classmethod
-    def put(cls, module: nn.Module, name: str, method: Callable[..., Any]) -> "Wrapped":
-        wrapped = cls(module, name, vars(module).get(name))
-        vars(module)[name] = method
-        return wrapped
-
-    def remove(self) -> None:
-        del vars(self.module)[self.name]
-        if self.before is not None:
-            vars(self.module)[self.name] = self.before
-
-
-def follow_generation(module: Any, context: Context) -> list[Wrapped]:
+def follow_generation(module: Any, context: Context) -> list[Replaced]:
     """While something is bound, let ``module.generate`` say with each call which of its tokens count."""
     if not hasattr(module, "prepare_inputs_for_generation"):
         return []
@@ -71,8 +50,8 @@ def follow_generation(module: Any, context: Context) -> list[Wrapped]:
         return found
 
     return [
-        Wrapped.put(module, "prepare_inputs_for_generation", prepare_and_tell),
-        Wrapped.put(module, "_get_stopping_criteria", criteria_that_tell),
+        Replaced.put(module, "prepare_inputs_for_generation", prepare_and_tell),
+        Replaced.put(module, "_get_stopping_criteria", criteria_that_tell),
     ]
 
 

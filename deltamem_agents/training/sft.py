@@ -96,7 +96,8 @@ def widen(adapter: Adapter, fresh: Adapter) -> Adapter:
 
 def asked_loss(model: nn.Module, memory: DeltaMemory, batch: Batch) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the answers, each memory written first; and the share of their tokens that is right."""
-    state = write_packed(model, memory, memory.new_state(batch.memory.input_ids.shape[0]), batch.memory)
+    empty = memory.new_state(batch.memory.input_ids.shape[0], hashed=False)
+    state = write_packed(model, memory, empty, batch.memory)
     for name, rows in batch.reset.items():
         state = _reset_rows(state, name, rows)
     with memory.bind(state, write=False, token_mask=batch.asked.token_mask):
