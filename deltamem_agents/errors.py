@@ -81,6 +81,14 @@ class ContextOverflow(DeltaMemError):
     """A prompt has more tokens than the context window of the backbone."""
 
 
+class EngineBusy(DeltaMemError):
+    """More requests wait for the model than its queue holds."""
+
+
+class EngineOutOfMemory(DeltaMemError):
+    """A request that needs more memory than the device has, even with nothing else under way."""
+
+
 class MissingAgentId(DeltaMemError, ValueError):
     """A call needs to know which agent is being served, and nothing named one."""
 

@@ -1,22 +1,19 @@
-"""How calls run: threads, batches that expect each other, errors as LangChain names them."""
+"""How calls run: threads, tool choices, errors as LangChain names them."""
 
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
 from langchain_core.exceptions import ContextOverflowError
 
-from ..engine.coalesce import ROWS
+from ..engine.batch import ROWS
 from ..errors import ContextOverflow
 
 T = TypeVar("T")
-
-expected: ContextVar[int] = ContextVar("expected", default=1)
-"""How many calls of the same batch come at about the same time."""
 
 _threads = ThreadPoolExecutor(ROWS, thread_name_prefix="deltamem")
 
@@ -32,16 +29,6 @@ def overflow() -> Iterator[None]:
         yield
     except ContextOverflow as error:
         raise PromptTooLong(str(error)) from error
-
-
-@contextmanager
-def expecting(callers: int) -> Iterator[None]:
-    """Calls inside the ``with`` are ``callers`` that may be answered in one batch."""
-    token = expected.set(max(callers, 1))
-    try:
-        yield
-    finally:
-        expected.reset(token)
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from threading import Event
 from typing import Any
@@ -19,12 +20,12 @@ from pydantic import ConfigDict, Field, field_validator
 
 from ..config import DEFAULT_ADAPTER
 from ..engine import Engine, Request, load_engine
-from ..engine.coalesce import ROWS
+from ..engine.batch import ROWS
 from ..engine.load import local_window
 from ..engine.tool_calls import forced_names
 from ..memory import MemoryState
 from ..store import DEFAULT_TENANT, Filter, Store
-from .calls import choice_of, expected, expecting, in_thread, overflow
+from .calls import choice_of, in_thread, overflow
 from .memory import HEAD, AgentMemory, Head, shared_store
 from .messages import last_turn, to_last_chunk, to_message, to_reply
 from .replay import Forgotten, forget
@@ -54,6 +55,8 @@ class DeltaMemChatModel(BaseChatModel):
     """Folder or hub id of the backbone; default: the adapter's own."""
     device: str | None = None
     dtype: str | None = None
+    decode: str | None = None
+    """How tokens are computed: "eager", "graph" (default on CUDA) or "compile" (faster, some seconds more at first)."""
     agent_id: str | None = None
     store: str | None = None
     """Path or URL of the store; default: that of the configuration. DELTAMEM_STORE_KEY opens an encrypted one."""
@@ -80,7 +83,9 @@ class DeltaMemChatModel(BaseChatModel):
     @property
     def engine(self) -> Engine:
         """The loaded backbone and adapter; loaded at the first use."""
-        return load_engine(self.adapter, backbone=self.backbone, dtype=self.dtype, device=self.device)
+        return load_engine(
+            self.adapter, backbone=self.backbone, dtype=self.dtype, device=self.device, decode=self.decode
+        )
 
     @property
     def memories(self) -> AgentMemory:
@@ -215,23 +220,11 @@ class DeltaMemChatModel(BaseChatModel):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        """Answer many inputs, up to 64 in one batch of the model."""
+        """Answer many inputs, up to 64 at the same time: in one batch of the model."""
         configs = get_config_list(config, len(inputs))
         if configs and configs[0].get("max_concurrency") is None:
             configs[0] = {**configs[0], "max_concurrency": min(len(inputs), ROWS)}
-        with expecting(len(inputs)):
-            return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
-
-    async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        with expecting(len(inputs)):
-            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
     def bind_tools(
         self,
@@ -286,12 +279,13 @@ class DeltaMemChatModel(BaseChatModel):
         state, metadata = self._recall(kwargs)
         with overflow():
             chunks = self.engine.stream_request(request, state)
-        for chunk in chunks:
-            if chunk.generation is None:
-                yield ChatGenerationChunk(message=AIMessageChunk(content=chunk.text))
-            else:
-                last = to_last_chunk(chunk.text, chunk.generation, metadata)
-                yield ChatGenerationChunk(message=last)
+        with closing(chunks):
+            for chunk in chunks:
+                if chunk.generation is None:
+                    yield ChatGenerationChunk(message=AIMessageChunk(content=chunk.text))
+                else:
+                    last = to_last_chunk(chunk.text, chunk.generation, metadata)
+                    yield ChatGenerationChunk(message=last)
 
     def _answer(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any], cancel: Event | None
@@ -299,7 +293,8 @@ class DeltaMemChatModel(BaseChatModel):
         request = self._request(messages, stop, kwargs)
         state, metadata = self._recall(kwargs)
         with overflow():
-            generation = self.engine.coalescer.generate(request, state, cancel, expected.get())
+            reply = self.engine.scheduler.submit(request, state, cancel)
+        generation = reply.result()
         return ChatResult(generations=[ChatGeneration(message=to_reply(generation, metadata))])
 
     def _request(self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> Request:

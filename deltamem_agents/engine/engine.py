@@ -1,5 +1,6 @@
 """Engine: one frozen backbone with its δ-mem, serving many agents. States come in and go out; none is kept."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from ..errors import BackboneError, ContextOverflow, StateError
 from ..memory import Bound, DeltaMemory, MemoryState
-from .coalesce import Coalescer
-from .generate import Decoding
-from .reply import Chunk, Generation, Request, Row
+from .lane import decode_mode
+from .pending import Chunks, row_of
+from .reply import Generation, Request, Row
+from .scheduler import Scheduler
 from .text import ChatText, Message
 
 WRITE_TOKENS = 8192  # longest piece of a message that is written at once
@@ -51,24 +53,32 @@ class Engine:
         fingerprint: "adapter/backbone", what states made here belong to.
         sub_states: names of the parts of a state.
         device: where prompts go.
+        decode: how tokens are computed: "eager", "graph" or "compile".
         max_length: tokens of the backbone's context window.
         lock: held during each call of the model.
-        coalescer: answers many threads in one batch.
+        scheduler: answers many threads in one batch, and writes for them.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, memory: DeltaMemory) -> None:
+    def __init__(self, model: Any, tokenizer: Any, memory: DeltaMemory, *, decode: str | None = None) -> None:
+        """``decode``: "eager", "graph" (CUDA graphs, the default on CUDA) or "compile" (torch.compile, then graphs).
+
+        Raises BackboneError when the backbone names no end-of-turn token.
+        """
         self.model, self.tokenizer, self.memory = model, tokenizer, memory
         self.text = ChatText(tokenizer)
         self.fingerprint = str(memory.fingerprint)
         self.sub_states = tuple(memory.config.sub_states)
         self.device = torch.device(model.device)
+        self.decode = decode_mode(decode, self.device)
+        self.graph_pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        self._parameters = frozenset(inspect.signature(type(model).forward).parameters)
         self.max_length = _window(model)
         self.lock = Lock()
-        self.coalescer = Coalescer(self)
         self.ends = _end_tokens(model, tokenizer) | self.text.ends
         if not self.ends:
             raise BackboneError("the backbone names no end-of-turn token: set eos_token in its tokenizer")
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.ends)
+        self.scheduler = Scheduler(self)
 
     def new_state(self, rows: int = 1) -> MemoryState:
         """Empty memory for ``rows`` agents."""
@@ -96,7 +106,7 @@ class Engine:
         Raises:
             FingerprintMismatch, StateError: the state is not of this adapter and backbone, or a sub-state is unknown.
         """
-        return self.write_batch(state, [messages], None if routes is None else [routes])
+        return self.scheduler.write(state, messages, routes)
 
     def write_traced(
         self, state: MemoryState, messages: Sequence[Message], routes: Routes | None = None
@@ -106,17 +116,8 @@ class Engine:
         Raises:
             FingerprintMismatch, StateError: as for :meth:`write`.
         """
-        if state.batch_size != 1:
-            raise StateError(f"{state.batch_size} rows of state: messages are traced in one row at a time")
-        traces = []
-        for pieces in self._pieces(messages, routes, state.sub_states):
-            before, gates = state, []
-            for piece in pieces:
-                bound = self._write_pieces(state, [piece], trace=True)
-                state = bound.state
-                gates.append(bound.gates)
-            traces.append(self._trace(pieces, gates, before, state))
-        return state, traces
+        state, messages_written = self.scheduler.write_traced(state, messages, routes)
+        return state, [self._trace(w.pieces, w.gates, w.before, w.after) for w in messages_written]
 
     def write_batch(
         self, states: MemoryState, messages: Sequence[Sequence[Message]], routes: Sequence[Routes | None] | None = None
@@ -131,7 +132,7 @@ class Engine:
         for turn in range(max(map(len, todo), default=0)):
             rows = [i for i, pieces in enumerate(todo) if turn < len(pieces)]
             for group in _groups(rows, [len(todo[i][turn][0]) for i in rows]):
-                written = self._write_pieces(states.rows(group), [todo[i][turn] for i in group]).state
+                written = self._write_pieces(states.rows(group), [todo[i][turn] for i in group])[0]
                 states = _put_rows(states, group, written)
         return states
 
@@ -161,13 +162,10 @@ class Engine:
         self, requests: Sequence[Request], states: MemoryState | None = None, cancel: Event | None = None
     ) -> list[Generation]:
         """:meth:`generate` with options for each row."""
-        if not requests:
-            return []
-        rows = [self.row(request) for request in requests]
-        decoding = self._decoding(rows, states)
-        while not decoding.finished and not (cancel is not None and cancel.is_set()):
-            decoding.step()
-        return [row.result() for row in rows]
+        if states is not None and states.batch_size != len(requests):
+            raise StateError(f"{states.batch_size} rows of state for {len(requests)} conversations: give one for each")
+        rows = [None if states is None else row_of(states, i) for i in range(len(requests))]
+        return self.scheduler.generate(requests, rows, cancel)
 
     def stream(
         self,
@@ -175,20 +173,16 @@ class Engine:
         state: MemoryState | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
-    ) -> Iterator[Chunk]:
+    ) -> Chunks:
         """The answer piece by piece: the same text as :meth:`generate`, the last chunk with its :class:`Generation`.
 
         Markup of tool calls never shows. Closing the iterator ends the generation.
         """
         return self.stream_request(Request(conversation, tools, **options), state)
 
-    def stream_request(self, request: Request, state: MemoryState | None = None) -> Iterator[Chunk]:
+    def stream_request(self, request: Request, state: MemoryState | None = None) -> Chunks:
         """:meth:`stream` for a :class:`Request`. Errors of the prompt and the state are raised at once."""
-        row = self.row(request)
-        decoding = self._decoding([row], state)
-        with self.reading(state):
-            pass
-        return _chunks(row, decoding)
+        return iter(self.scheduler.submit(request, state))
 
     def answer(
         self,
@@ -210,9 +204,17 @@ class Engine:
             answers += [g.text for g in self.generate(part, rows, max_new_tokens=max_new_tokens)]
         return answers
 
-    def reading(self, states: MemoryState | None) -> AbstractContextManager[Bound | None]:
-        """Calls of the model inside the ``with`` read ``states``; None: no memory."""
-        return nullcontext() if states is None else self.memory.bind(states, write=False)
+    def reading(
+        self, states: MemoryState | None, token_mask: Tensor | None = None, accumulate: bool = False
+    ) -> AbstractContextManager[Bound | None]:
+        """Calls of the model inside the ``with`` read ``states``; None: no memory. See :meth:`DeltaMemory.bind`."""
+        if states is None:
+            return nullcontext()
+        return self.memory.bind(states, write=False, token_mask=token_mask, accumulate=accumulate)
+
+    def accepted(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of ``inputs`` that the model's forward knows."""
+        return {name: value for name, value in inputs.items() if name in self._parameters}
 
     def row(self, request: Request) -> Row:
         """The beginning of a reply. Raises ContextOverflow when the prompt does not fit into the context window."""
@@ -224,11 +226,6 @@ class Engine:
             )
         row.fit(self.max_length)
         return row
-
-    def _decoding(self, rows: Sequence[Row], states: MemoryState | None) -> Decoding:
-        if states is not None and states.batch_size != len(rows):
-            raise StateError(f"{states.batch_size} rows of state for {len(rows)} conversations: give one for each")
-        return Decoding(self, rows, states)
 
     def _pieces(
         self, messages: Sequence[Message], routes: Routes | None, layout: Mapping[str, Any]
@@ -246,9 +243,25 @@ class Engine:
             pieces.append([(ids[start : start + limit], route) for start in range(0, len(ids), limit)])
         return pieces
 
-    def _write_pieces(self, states: MemoryState, pieces: Sequence[Piece], trace: bool = False) -> Bound:
+    def _write_pieces(
+        self, states: MemoryState, pieces: Sequence[Piece], trace: bool = False, width: int | None = None
+    ) -> tuple[MemoryState, dict[str, Tensor]]:
+        """A piece written into each row; with ``trace``, also the write gates (B, H) of each attention module.
+
+        ``width``: to how many tokens the rows are padded, if that is more than the longest has.
+
+        On a CPU, products of matrices depend in their last bits on how many rows there are: there, row by row.
+        """
+        if self.device.type != "cpu" or len(pieces) == 1:
+            bound = self._write_together(states, pieces, trace, width)
+            return bound.state, bound.gates
+        each = [self._write_together(row_of(states, i), [piece], trace, None) for i, piece in enumerate(pieces)]
+        gates = {name: torch.cat([bound.gates[name] for bound in each]) for name in each[0].gates}
+        return MemoryState.stack([bound.state for bound in each]), gates
+
+    def _write_together(self, states: MemoryState, pieces: Sequence[Piece], trace: bool, width: int | None) -> Bound:
         """One forward call that writes a piece into each row."""
-        width = max(len(ids) for ids, _ in pieces)
+        width = max(width or 0, *(len(ids) for ids, _ in pieces))
         ids = torch.full((len(pieces), width), self.pad)
         mask = torch.zeros((len(pieces), width), dtype=torch.bool)
         segments = torch.full((len(pieces), width), -1)
@@ -283,14 +296,6 @@ class Engine:
             means = [float(torch.cat([g[0, heads].to(self.device) for g in own.values()]).mean()) for own in gates]
             gate[name] = sum(size * mean for size, mean in zip(sizes, means, strict=True)) / tokens
         return WriteTrace(tokens, gate, {name: apart[name] for name in written})
-
-
-def _chunks(row: Row, decoding: Decoding) -> Iterator[Chunk]:
-    while row.finish_reason is None:
-        decoding.step()
-        if row.finish_reason is None and (text := row.take()):
-            yield Chunk(text)
-    yield Chunk(row.take(), row.result())
 
 
 def _groups(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -14,7 +14,7 @@ from ..errors import AdapterError, BackboneError
 from ..memory import attach, load_adapter
 from .engine import Engine
 
-_engines: dict[tuple[str, str, str, str, str], Engine] = {}
+_engines: dict[tuple[str, ...], Engine] = {}
 _lock = Lock()
 
 
@@ -25,6 +25,7 @@ def load_engine(
     dtype: str | torch.dtype | None = None,
     device: str | None = None,
     revision: str | None = None,
+    decode: str | None = None,
 ) -> Engine:
     """The engine for an adapter; the same arguments give the same engine for as long as the process lives.
 
@@ -34,6 +35,8 @@ def load_engine(
         dtype: of the backbone and the adapter ("float32", "bfloat16", …); default float32 on the CPU, else bfloat16.
         device: "cpu", "cuda", "cuda:1", …; default cuda where there is one.
         revision: branch, tag or commit of an adapter on the hub.
+        decode: "eager", "graph" (CUDA graphs) or "compile" (torch.compile, then graphs: faster, seconds more at first);
+            default graph on CUDA, else eager.
 
     Raises:
         AdapterError: there is no such adapter, or it cannot be read, or does not fit the backbone.
@@ -43,10 +46,10 @@ def load_engine(
     precision = _dtype(dtype, device)
     folder = find_adapter(adapter)
     name = str(Path(folder).resolve() if folder is not None else adapter)
-    key = (name, str(backbone or ""), str(precision), device, revision or "")
+    key = (name, str(backbone or ""), str(precision), device, revision or "", decode or "")
     with _lock:
         if key not in _engines:
-            _engines[key] = _load(folder, str(adapter), backbone, precision, device, revision)
+            _engines[key] = _load(folder, str(adapter), backbone, precision, device, revision, decode)
         return _engines[key]
 
 
@@ -62,7 +65,13 @@ def local_window(adapter: str | Path, backbone: str | Path | None = None) -> int
 
 
 def _load(
-    folder: Path | None, name: str, backbone: str | Path | None, dtype: torch.dtype, device: str, revision: str | None
+    folder: Path | None,
+    name: str,
+    backbone: str | Path | None,
+    dtype: torch.dtype,
+    device: str,
+    revision: str | None,
+    decode: str | None,
 ) -> Engine:
     adapter = load_adapter(name, revision)
     if backbone is None and folder is not None and (folder / "backbone").is_dir():
@@ -70,7 +79,7 @@ def _load(
     if (source := backbone or adapter.backbone) is None:
         raise AdapterError(f"adapter {name!r} does not name its backbone: give backbone=…, a folder or a hub id")
     model, tokenizer = _backbone(source, dtype, device)
-    return Engine(model, tokenizer, attach(model, adapter))
+    return Engine(model, tokenizer, attach(model, adapter), decode=decode)
 
 
 def _backbone(source: str | Path, dtype: torch.dtype, device: str) -> tuple[Any, Any]:

@@ -24,9 +24,10 @@ class Request:
         top_p: sample from the likeliest tokens that have this probability together.
         seed: of this row's own random numbers, so that a sample does not depend on the batch. None: a fresh one.
         tool_choice: None or "auto", "none", "any" (or "required"), or the name of a tool.
+        ids: token ids of the whole prompt, instead of a conversation.
     """
 
-    conversation: Sequence[Mapping[str, Any]]
+    conversation: Sequence[Mapping[str, Any]] = ()
     tools: Sequence[Mapping[str, Any]] | None = None
     max_new_tokens: int = 256
     stop: Sequence[str] = ()
@@ -34,6 +35,7 @@ class Request:
     top_p: float | None = None
     seed: int | None = None
     tool_choice: str | None = None
+    ids: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ class Row:
         tools = None if request.tool_choice == "none" else request.tools or None
         self.request = request
         self.ends = ends
-        self.prompt = text.prompt(request.conversation, tools)
+        self.prompt = list(request.ids) if request.ids is not None else text.prompt(request.conversation, tools)
+        self.tokens: list[int] = []  # of the reply so far
         self.finish_reason: str | None = None
         self._limit = request.max_new_tokens
-        self._tokens = 0
         self._said: list[str] = []
         self._taken = 0
         self._unstopped = ""  # text that may be the beginning of a stop string
@@ -92,37 +94,51 @@ class Row:
         """Let prompt and reply together stay within ``window`` tokens."""
         self._limit = min(self._limit, window - len(self.prompt))
 
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and reply so far: what to go on from."""
+        return self.prompt + self.tokens
+
+    @property
+    def longest(self) -> int:
+        """Tokens of prompt and reply at the most."""
+        return len(self.prompt) + self._limit
+
     def push(self, token: int) -> None:
         """Take the next token of the reply."""
-        self._tokens += 1
+        self.tokens.append(token)
         if token in self.ends:
             self._finish("stop")
             return
         fresh = self._detokenizer.push(token)
         self._chooser.push(fresh)
         self._hear(fresh)
-        if self.finish_reason is None and self._tokens >= self._limit:
+        if self.finish_reason is None and len(self.tokens) >= self._limit:
             self._finish("length")
 
-    def choose(self, logits: Tensor) -> int:
-        """The next token, from logits (V,)."""
-        if self._chooser.active:
-            return self._chooser.choose(logits)
-        request = self.request
-        if request.temperature <= 0:
-            return int(logits.argmax())
+    def draw(self) -> float:
+        """The row's next random number, uniform in [0, 1): by its own generator, whatever else is in the batch."""
         if self._generator is None:
             self._generator = torch.Generator()
-            if request.seed is None:
+            if self.request.seed is None:
                 self._generator.seed()
             else:
-                self._generator.manual_seed(request.seed)
-        return sample(logits, request.temperature, request.top_p, self._generator)
+                self._generator.manual_seed(self.request.seed)
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token of a row that is not free to take any, from logits (V,)."""
+        return self._chooser.choose(logits)
+
+    @property
+    def forced(self) -> bool:
+        """Whether only some tokens may come next."""
+        return self._chooser.active
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken next."""
-        return self.request.temperature <= 0 and not self._chooser.active
+        return self.request.temperature <= 0 and not self.forced
 
     def give_up(self) -> None:
         """End the reply where it is."""
@@ -139,7 +155,7 @@ class Row:
         """The reply so far; whole once ``finish_reason`` is set."""
         calls, invalid = self._splitter.calls, self._splitter.invalid
         reason = "tool_calls" if calls and self.finish_reason == "stop" else self.finish_reason or "stop"
-        return Generation("".join(self._said), calls, invalid, reason, len(self.prompt), self._tokens)
+        return Generation("".join(self._said), calls, invalid, reason, len(self.prompt), len(self.tokens))
 
     def _force(self, text: ChatText, names: list[str]) -> None:
         """Begin the reply with a tool call: of a tool named, or of one among several."""
@@ -206,13 +222,35 @@ class NameChooser:
         return spelt != self._spelt and any(name.startswith(spelt) or spelt.startswith(name) for name in self._names)
 
 
-def sample(logits: Tensor, temperature: float, top_p: float | None, generator: torch.Generator) -> int:
-    """One token from logits (V,), by temperature and nucleus."""
-    chances, order = torch.softmax(logits.float() / temperature, -1).sort(descending=True)
-    if top_p is not None:
-        chances = torch.where(chances.cumsum(-1) - chances < top_p, chances, 0.0)
-        chances[0] = chances[0].clamp(min=1e-6)
-    return int(order[torch.multinomial(chances, 1, generator=generator)])
+def choose_tokens(rows: Sequence[Row], logits: Tensor, likeliest: Sequence[int]) -> list[int]:
+    """The next token of each row, from logits (B, V), in which the ``likeliest`` are already known."""
+    tokens = list(likeliest)
+    for i, row in enumerate(rows):
+        if row.forced:
+            tokens[i] = row.choose(logits[i])
+    if drawn := [i for i, row in enumerate(rows) if not row.greedy and not row.forced]:
+        numbers = torch.tensor([(rows[i].request.temperature, rows[i].request.top_p or 1.0) for i in drawn])
+        points = torch.tensor([rows[i].draw() for i in drawn], dtype=torch.float64)
+        picked = logits.index_select(0, torch.tensor(drawn, device=logits.device))
+        found = sample(picked, *(x.to(logits.device) for x in (*numbers.unbind(1), points))).tolist()
+        for i, token in zip(drawn, found, strict=True):
+            tokens[i] = token
+    return tokens
+
+
+def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, points: Tensor) -> Tensor:
+    """A token (N,) from each row of logits (N, V), by temperature (N,) and nucleus (N,).
+
+    ``points`` (N,) in [0, 1) say where in the cumulative distribution of the nucleus, likeliest tokens first.
+    """
+    chances, order = torch.softmax(logits.float() / temperature[:, None], -1).sort(dim=-1, descending=True, stable=True)
+    chances = chances.double()
+    before = chances.cumsum(-1) - chances
+    inside = before < top_p[:, None].double()
+    inside[:, 0] = True
+    reach = torch.where(inside, chances, 0.0).cumsum(-1)
+    index = torch.searchsorted(reach, points[:, None] * reach[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
+    return order.gather(1, torch.minimum(index, inside.sum(-1, keepdim=True) - 1))[:, 0]
 
 
 def _begun(text: str, stops: Iterable[str]) -> int:

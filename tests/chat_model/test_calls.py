@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import time
+from contextlib import contextmanager
+from threading import Thread
 
 import pytest
 from langchain_core.caches import InMemoryCache
@@ -30,16 +33,33 @@ def script(monkeypatch, model, text):
     tokenizer = model.engine.tokenizer
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     monkeypatch.setattr(Row, "greedy", property(lambda self: False))
-    monkeypatch.setattr(Row, "choose", lambda self, _: ids[self._tokens % len(ids)])
+    monkeypatch.setattr(Row, "forced", property(lambda self: True))
+    monkeypatch.setattr(Row, "choose", lambda self, _: ids[len(self.tokens) % len(ids)])
 
 
-def count_batches(model, monkeypatch):
-    sizes = []
-    take = type(model.engine.coalescer)._take
-    monkeypatch.setattr(
-        type(model.engine.coalescer), "_take", lambda *a: (calls := take(*a), sizes.append(len(calls)))[0]
-    )
-    return sizes
+def soon(true):
+    end = time.monotonic() + 20
+    while not true() and time.monotonic() < end:
+        time.sleep(0.002)
+    return true()
+
+
+def ended(model):
+    """Whether nothing is under way any more, soon."""
+    return soon(lambda: not model.engine.scheduler._open)
+
+
+@contextmanager
+def meeting(model, monkeypatch, count):
+    """The first of ``count`` calls gets no further before all are there; gives the sizes of the batch at each step."""
+    scheduler, lock, sizes = model.engine.scheduler, model.engine.lock, []
+    step = scheduler.batch.step
+    monkeypatch.setattr(scheduler.batch, "step", lambda: (sizes.append(len(scheduler.batch.rows)), step())[1])
+    lock.acquire()
+    thread = Thread(target=lambda: (soon(lambda: len(scheduler._open) >= count), lock.release()))
+    thread.start()
+    yield sizes
+    thread.join()
 
 
 def served(agent):
@@ -197,26 +217,43 @@ async def test_cancelled_calls_end(make_model):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert model.opened_store.head("otto") is None
+    assert ended(model)
 
 
-def test_batches_are_one_call_of_the_engine(make_model, monkeypatch):
+@pytest.mark.asyncio
+async def test_breaking_off_a_stream_ends_the_reply(make_model, monkeypatch):
+    model = make_model(agent_id="otto", max_tokens=400)
+    pushed = []
+    monkeypatch.setattr(Row, "push", lambda self, token, push=Row.push: (pushed.append(1), push(self, token))[1])
+    for _ in model.stream([TOLD]):
+        break
+    assert ended(model)
+    stream = model.astream([TOLD])
+    await anext(stream)
+    await stream.aclose()
+    assert await asyncio.to_thread(ended, model)  # LangChain leaves it to the loop to close its own iterators
+    assert 0 < len(pushed) < 400
+    assert model.opened_store.head("otto") is None
+
+
+def test_batches_are_answered_together(make_model, monkeypatch):
     model = make_model(remember=False)
     for agent in "abc":
         model.remember([HumanMessage(f"The tank of {agent} is blue.")] * 3, agent)
     configs = [served(agent) for agent in "abcab"]
     alone = [model.invoke([TOLD], config).content for config in configs]
-    sizes = count_batches(model, monkeypatch)
-    assert [reply.content for reply in model.batch([[TOLD]] * 5, configs)] == alone
-    assert sizes == [5]
+    with meeting(model, monkeypatch, 5) as sizes:
+        assert [reply.content for reply in model.batch([[TOLD]] * 5, configs)] == alone
+    assert max(sizes) == 5
 
 
 @pytest.mark.asyncio
-async def test_async_batches_are_one_call_of_the_engine(make_model, monkeypatch):
+async def test_async_batches_are_answered_together(make_model, monkeypatch):
     model = make_model(remember=False, agent_id="otto")
     alone = (await model.ainvoke([TOLD])).content
-    sizes = count_batches(model, monkeypatch)
-    assert [reply.content for reply in await model.abatch([[TOLD]] * 4)] == [alone] * 4
-    assert sizes == [4]
+    with meeting(model, monkeypatch, 4) as sizes:
+        assert [reply.content for reply in await model.abatch([[TOLD]] * 4)] == [alone] * 4
+    assert max(sizes) == 4
 
 
 def test_one_bad_input_spoils_no_batch(make_model):

@@ -29,8 +29,8 @@ def script(monkeypatch, engine, text, end=True):
     ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"] + (
         [engine.tokenizer.eos_token_id] if end else []
     )
-    monkeypatch.setattr(Row, "greedy", property(lambda self: False))
-    monkeypatch.setattr(Row, "choose", lambda self, _: ids[self._tokens % len(ids)])
+    monkeypatch.setattr(Row, "forced", property(lambda self: True))
+    monkeypatch.setattr(Row, "choose", lambda self, _: ids[len(self.tokens) % len(ids)])
 
 
 @pytest.fixture(scope="module")
