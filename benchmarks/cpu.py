@@ -107,6 +107,7 @@ def exponent(rows: Sequence[dict[str, Any]]) -> float:
 def options() -> argparse.Namespace:
     asked = parser(__doc__, NAME, repeats=5)
     asked.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    asked.add_argument("--longest", type=int, default=LENGTHS[-1], help="tokens of the longest text that is written")
     return asked.parse_args()
 
 
@@ -115,6 +116,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     engine = without_end(load_engine(device="cpu"))
     lengths, turn, tokens = (TINY_LENGTHS, TINY_LENGTHS[-1], 8) if args.tiny else (LENGTHS, TURN, TOKENS)
+    lengths = tuple(length for length in lengths if length <= args.longest)
     document: dict[str, Any] = {
         "environment": environment(),
         "tiny": args.tiny,

@@ -293,8 +293,7 @@ class DeltaMemChatModel(BaseChatModel):
         request = self._request(messages, stop, kwargs)
         state, metadata = self._recall(kwargs)
         with overflow():
-            reply = self.engine.scheduler.submit(request, state, cancel)
-        generation = reply.result()
+            (generation,) = self.engine.scheduler.generate([request], [state], cancel)
         return ChatResult(generations=[ChatGeneration(message=to_reply(generation, metadata))])
 
     def _request(self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> Request:

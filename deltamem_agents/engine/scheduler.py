@@ -7,11 +7,11 @@ what many agents have to remember is written in one forward call.
 import atexit
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import islice
-from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from threading import Event, Lock, Thread, current_thread
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import EngineBusy, EngineOutOfMemory, StateError
 from ..memory import MemoryState
+from .attempt import attempt, out_of_memory
 from .batch import Batch
 from .pending import SHORTEST, WRITTEN_AT_ONCE, Reply, Writing, Written, row_of, write_shape
 from .reply import Generation, Request
@@ -33,7 +34,6 @@ WRITTEN_ON_CPU = 512  # most tokens that are written between two tokens of the r
 EXIT_SECONDS = 30.0  # how long the end of the process waits for a forward call to end
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class Scheduler:
@@ -58,6 +58,7 @@ class Scheduler:
         self._writings: deque[Writing] = deque()
         self._open: set[Reply | Writing] = set()  # all that somebody waits for
         self._worker: Thread | None = None
+        self._working = Lock()  # held by who works
         self._closing = False
         self._running: list[Reply] = []  # the worker's own; those in the batch
         _schedulers.add(self)
@@ -86,13 +87,18 @@ class Scheduler:
     def generate(
         self, requests: Sequence[Request], states: Sequence[MemoryState | None], cancel: Event | None = None
     ) -> list[Generation]:
-        """All answers. Raises as :meth:`submit`, and what the first request that failed has raised."""
+        """All answers. Raises as :meth:`submit`, and what the first request that failed has raised.
+
+        While there is no worker, the thread that asks is it: on a CPU, products in a second thread have half the speed.
+        """
         replies = [self._reply(*pair, cancel) for pair in zip(requests, states, strict=True)]
         size = max(1, min(PORTION, self.queue_limit))
         try:
             for start in range(0, len(replies), size):
-                self._queue(replies[start : start + size])
-                for reply in replies[start : start + size]:
+                portion = replies[start : start + size]
+                if self._queue(portion, here=True):
+                    self._work(portion)
+                for reply in portion:
                     reply.result()
         except BaseException:
             for reply in replies:
@@ -123,11 +129,8 @@ class Scheduler:
 
     def close(self) -> None:
         """Stop after the running forward call, for the end of the process. What was under way never ends."""
-        with self._lock:
-            self._closing, worker = True, self._worker
-        if worker is not None:
-            worker.join(EXIT_SECONDS)
-        self._closing = worker is not None and worker.is_alive()
+        self._closing = True
+        self._working.acquire(timeout=EXIT_SECONDS)  # and nobody works any more
 
     # What callers' threads do
 
@@ -138,18 +141,24 @@ class Scheduler:
             pass
         return Reply(self._engine.row(request), state, cancel)
 
-    def _queue(self, replies: Sequence[Reply]) -> None:
+    def _queue(self, replies: Sequence[Reply], here: bool = False) -> bool:
+        """Let replies wait. True: the calling thread is to :meth:`_work` for them, which it may be if ``here``."""
         if not replies:
-            return
+            return False
         with self._lock:
             if len(self._waiting) + len(replies) > self.queue_limit:
                 raise EngineBusy(
                     f"{len(self._waiting)} requests wait for the model, the queue holds {self.queue_limit}: ask again "
                     "later, send fewer at once, or raise engine.scheduler.queue_limit"
                 )
-            self._start()
+            here = here and (self._worker is None or not self._worker.is_alive())
+            if here:
+                self._worker = current_thread()
+            else:
+                self._start()
             self._waiting.extend(replies)
             self._open.update(replies)
+        return here
 
     def _start(self) -> None:
         if self._worker is None or not self._worker.is_alive():
@@ -158,22 +167,26 @@ class Scheduler:
 
     # What the worker does
 
-    def _work(self) -> None:
+    def _work(self, until: Sequence[Reply] | None = None) -> None:
+        """Do what there is to do; in a caller's thread, ``until`` its own replies are done."""
         device = self._engine.device
         try:
-            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                while self._busy():
+            with self._working, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                while self._busy(until):
                     self._round()
         except BaseException as error:  # none of a request's own
             log.exception("the scheduler failed: all requests fail, later ones begin anew")
             self._forget(error)
 
-    def _busy(self) -> bool:
-        """Whether there is something to do; if not, the worker is gone."""
+    def _busy(self, until: Sequence[Reply] | None) -> bool:
+        """Whether there is something to do; if not, the worker is gone, and a thread goes on for what others ask."""
         with self._lock:
-            if self._open and not self._closing:
+            left = bool(self._open) and not self._closing
+            if left and (until is None or any(reply in self._open for reply in until)):
                 return True
             self._worker = None
+            if left:
+                self._start()
         if self._closing:
             self._forget()
         return False
@@ -223,10 +236,10 @@ class Scheduler:
             return [self._waiting.popleft() for _ in first[:count]]
 
     def _join(self, joining: list[Reply]) -> None:
-        _, error = _attempt(self.batch.join, [reply.row for reply in joining], [reply.state for reply in joining])
+        _, error = attempt(self.batch.join, [reply.row for reply in joining], [reply.state for reply in joining])
         if error is None:
             self._running += joining
-        elif _out_of_memory(error):
+        elif out_of_memory(error):
             self._shrink(joining)
         elif len(joining) == 1:
             self._end(joining[0], error)
@@ -239,12 +252,12 @@ class Scheduler:
         self._hear()
 
     def _step(self) -> None:
-        _, error = _attempt(self.batch.step)
+        _, error = attempt(self.batch.step)
         if error is not None:
             running, self._running = self._running, []
             for reply in running:
                 self.batch.leave(reply.row)
-            if _out_of_memory(error):
+            if out_of_memory(error):
                 self._shrink(running)
             else:
                 self.batch.trim()
@@ -316,7 +329,7 @@ class Scheduler:
 
     def _write(self, group: list[Writing]) -> None:
         """Write the next piece of each."""
-        done, error = _attempt(self._write_pieces, group)
+        done, error = attempt(self._write_pieces, group)
         if done is not None:
             state, gates = done
             for i, writing in enumerate(group):
@@ -325,7 +338,7 @@ class Scheduler:
                     self._end(writing)
             with self._lock:
                 self._writings.extend(writing for writing in group if writing.todo)
-        elif error is not None and _out_of_memory(error):
+        elif error is not None and out_of_memory(error):
             self._write_fewer(group)
         elif len(group) == 1:
             self._end(group[0], error)
@@ -365,19 +378,6 @@ class Scheduler:
             f"writing {writing.length} tokens does not fit into the memory of {self._engine.device}, not even "
             "alone: write shorter messages, or load the backbone in a smaller dtype"
         )
-
-
-def _attempt(function: Callable[..., T], *args: Any) -> tuple[T | None, BaseException | None]:
-    """A function's result, or the error that it has raised; one of memory does not keep the memory alive."""
-    try:
-        return function(*args), None
-    except BaseException as error:
-        return None, error.with_traceback(None) if _out_of_memory(error) else error
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    known = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: ")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(name in str(error) for name in known)
 
 
 _schedulers: "WeakSet[Scheduler]" = WeakSet()
