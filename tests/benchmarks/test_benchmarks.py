@@ -38,6 +38,7 @@ def check_times(row: dict[str, Any], *sides: str) -> None:
         assert min(row[side]["samples_s"]) <= row[side]["median_s"] <= max(row[side]["samples_s"])
 
 
+@pytest.mark.slow
 def test_prefill(tmp_path: Path) -> None:
     document = run("gpu_prefill", tmp_path, "--profile")
     assert [row["mode"] for row in document["rows"]] == [mode for mode in MODES for _ in range(3)]
@@ -50,6 +51,7 @@ def test_prefill(tmp_path: Path) -> None:
     assert "frozen, 1 x 64 tokens" in (tmp_path / "profile.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--checkpointing",)])
 def test_sft(tmp_path: Path, options: tuple[str, ...]) -> None:
     document = run("gpu_sft", tmp_path, *options)
@@ -76,6 +78,7 @@ def test_decode(tmp_path: Path) -> None:
             assert set(side["first_call"]) == {"seconds", "peak_bytes"} and side["floor_share"] > 0
 
 
+@pytest.mark.slow
 def test_cold(tmp_path: Path) -> None:
     (row,) = run("gpu_cold", tmp_path)["rows"]
     assert (row["mode"], row["decode"]) == ("msw4", "compile")
