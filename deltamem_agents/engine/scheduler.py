@@ -40,7 +40,7 @@ class Scheduler:
     """Answers and writes for the threads that ask, all of them together.
 
     When the device runs out of memory, half as many replies are under way at once from then on, and those that were go
-    on later from where they are. A request that fails, fails alone.
+    on later from where they are. A prompt or a write fails alone; an error in a step ends all replies of the batch.
 
     Attributes:
         queue_limit: most requests that wait to join the batch.
