@@ -127,11 +127,6 @@ class Scheduler:
             self._open.add(writing)
         return writing.result(), writing.messages
 
-    def close(self) -> None:
-        """Stop after the running forward call, for the end of the process. What was under way never ends."""
-        self._closing = True
-        self._working.acquire(timeout=EXIT_SECONDS)  # and nobody works any more
-
     # What callers' threads do
 
     def _reply(self, request: Request, state: MemoryState | None, cancel: Event | None) -> Reply:
@@ -385,6 +380,10 @@ _schedulers: "WeakSet[Scheduler]" = WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Threads that are in a forward call when the interpreter goes would take the process down with them."""
+    """Threads that are in a forward call when the interpreter goes would take the process down with them.
+
+    Each scheduler stops after its running call; what was under way never ends.
+    """
     for scheduler in list(_schedulers):
-        scheduler.close()
+        scheduler._closing = True
+        scheduler._working.acquire(timeout=EXIT_SECONDS)  # and nobody works any more

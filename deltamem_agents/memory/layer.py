@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 
 from ..errors import AdapterError
 from ..ops import GateSpec, add_correction, delta_scan, gated_read, gated_scan, gates, masked_linear, read_correction
+from ..ops.device import needs_gradients
 from .config import HEADS, AdapterConfig
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class DeltaMemLayer(nn.Module):
         """``output`` of a projection with Δ of ``reads`` (B, T, R) added to its part: in place without gradients."""
         weight, scale = getattr(self, f"delta_{head}_proj"), self._scale(head)
         part = None if head == "o" and self.config.delta_o_rmsnorm else projection.view(output)
-        if part is not None and not _needs_gradients(output, reads, weight):
+        if part is not None and not needs_gradients(output, reads, weight):
             if weight.dtype == output.dtype:
                 add_correction(part, reads, weight, scale)
             else:
@@ -176,8 +177,10 @@ class DeltaMemLayer(nn.Module):
         """All rows in one matrix, so that what they multiply is read once. Frozen ones become parts of it."""
 
         def join(_: list[Any]) -> Tensor:
-            joined = torch.cat(weights)
-            if not torch.is_grad_enabled() and not any(weight.requires_grad for weight in weights):
+            if torch.is_grad_enabled() or any(weight.requires_grad for weight in weights):
+                return torch.cat(weights)
+            with torch.inference_mode(False), torch.no_grad():  # weights must stay fit for autograd
+                joined = torch.cat(weights)
                 for weight, part in zip(weights, joined.split([w.shape[0] for w in weights]), strict=True):
                     weight.data = part
             return joined
@@ -246,10 +249,6 @@ class DeltaMemLayer(nn.Module):
 
 def _identity(weights: list[Any]) -> list[Any]:
     return [(w.data_ptr(), w._version, w.dtype) for w in weights]
-
-
-def _needs_gradients(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _precision(weight: Tensor) -> torch.dtype:

@@ -51,3 +51,18 @@ def test_it_is_for_reading():
     memory = attach(model, random_adapter(model))
     with pytest.raises(StateError, match="write=False"), memory.bind(memory.new_state(2), accumulate=True):
         pass
+
+
+def test_weights_stay_fit_for_autograd_after_inference():
+    """Joined in inference mode, they still take part in what has gradients."""
+    model = build()
+    memory = attach(model, random_adapter(model, delta_heads=("q", "o")))
+    with torch.inference_mode():
+        for options in ({"write": False, "accumulate": True}, {"write": True}):
+            with memory.bind(memory.new_state(2), **options):
+                model(input_ids=IDS)
+    x = model.get_input_embeddings()(IDS).detach().requires_grad_()
+    with memory.bind(told(memory, model), write=False):
+        model(inputs_embeds=x, attention_mask=torch.ones_like(IDS)).logits.sum().backward()
+    assert not any(parameter.is_inference() for parameter in memory.parameters())
+    assert x.grad is not None and x.grad.abs().sum() > 0
