@@ -188,7 +188,7 @@ def check_gated_gradients(
     assert (got[2][~present] == 0).all() and (got[0][~present] == 0).all()
     dtypes = [torch.float32, torch.float32, dtype, torch.float32, *[bias_dtype] * len(biases)]
     for a, b, rounded in zip(got, want, dtypes, strict=True):
-        close(a, b, TOLERANCE[rounded])
+        close(a, b.to(rounded), TOLERANCE[rounded])  # a sum over 65,504 is infinite in float16
 
 
 def check_partial_gradients(device: str, length: int) -> None:
