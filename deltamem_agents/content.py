@@ -9,7 +9,7 @@ Engine and training share this: what is learnt are the tokens that are seen late
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -69,12 +69,21 @@ class Contents:
             return f"{LEFT}{len(taken) - 1}{RIGHT}"
 
         text = text.encode("utf-8", "replace").decode()  # lone surrogates have no encoding
+        pieces, end = [], 0
+        for match in self._control.finditer(text):
+            pieces += [self._protect_normal(text[end : match.start()], hide), hide(match.group())]
+            end = match.end()
+        return "".join([*pieces, self._protect_normal(text[end:], hide)])
+
+    def _protect_normal(self, text: str, hide: Callable[[str], str]) -> str:
+        """Text without control tokens, so that the tokenizer's own normalisation makes none of it either."""
         normalizer = self.tokenizer.backend_tokenizer.normalizer
-        if normalizer is not None:
-            before, after = (len(self._control.findall(t)) for t in (text, normalizer.normalize_str(text)))
-            if after > before:
-                return hide(text)  # the tokenizer's own normalisation would make control tokens
-        return self._control.sub(lambda match: hide(match.group()), text)
+        if normalizer is None or not self._control.search(normalizer.normalize_str(text)):
+            return text
+        rest = "".join(c for c in text if normalizer.normalize_str(c) == c)
+        if self._control.search(normalizer.normalize_str(rest)):  # made of several characters together
+            return hide(text)
+        return "".join(c if normalizer.normalize_str(c) == c else hide(c) for c in text)
 
     @cached_property
     def _core(self) -> Tokenizer:

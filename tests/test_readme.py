@@ -27,6 +27,18 @@ def test_code_runs(number: int, tmp_path: Path) -> None:
     assert wanted and done.stdout.splitlines() == wanted
 
 
+@pytest.mark.parametrize("page", ["chat-model"])
+def test_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
+    """All blocks of a page in one process, one after the other; what is printed begins the comments beside it."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text("utf-8"), re.DOTALL))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+    said = done.stdout.splitlines()
+    assert promised and len(said) == len(promised)
+    assert all(comment.startswith(line) for line, comment in zip(said, promised, strict=True)), said
+
+
 @pytest.mark.parametrize("page", ["README.md", "adapters/worldops-msw/README.md"])
 def test_tables_are_the_results(page: str) -> None:
     assert markdown(RESULTS) in (ROOT / page).read_text(encoding="utf-8")

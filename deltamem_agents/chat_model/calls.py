@@ -5,13 +5,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 from langchain_core.exceptions import ContextOverflowError
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 
 from ..engine.batch import ROWS
 from ..errors import ContextOverflow
+from .history import Plan
+from .serving import Served
 
 T = TypeVar("T")
 
@@ -44,3 +48,26 @@ def choice_of(choice: Any) -> str | None:
     known: dict[Any, str | None] = {True: "any", False: None, "required": "any"}
     found: str | None = known.get(choice, choice)
     return found
+
+
+@dataclass
+class Call:
+    """One call of the model: who is served, what is passed on to LangChain, and what was written at its end."""
+
+    config: RunnableConfig
+    kwargs: dict[str, Any]
+    who: Served | None = None
+    plan: Plan | None = None
+    written: dict[str, Any] = field(default_factory=dict)
+
+
+def noted(config: RunnableConfig, facts: dict[str, Any]) -> RunnableConfig:
+    """``config`` whose runs carry ``facts`` in their metadata."""
+    return {**config, "metadata": {**(config.get("metadata") or {}), **facts}}
+
+
+def traced_step(name: str, step: Callable[[], dict[str, Any]], config: RunnableConfig) -> dict[str, Any]:
+    """``step``, seen by the callbacks of ``config`` as a run of its own: what it returns is all that they see of it."""
+    around: RunnableConfig = {"callbacks": config.get("callbacks"), "metadata": config.get("metadata") or {}}
+    run: RunnableLambda[dict[str, Any], dict[str, Any]] = RunnableLambda(lambda _: step(), name=name)
+    return run.invoke({}, around)

@@ -14,6 +14,7 @@ from ..errors import FingerprintMismatch, StateError, StatePruned
 from ..memory import MemoryState
 from ..store import DEFAULT_TENANT, Entry, Record, Store, Version, Write, checksum, open_store, version_id
 from .messages import from_entry, to_entries
+from .routing import Router
 
 
 class Head:
@@ -124,9 +125,10 @@ class AgentMemory:
         routes: Sequence[Sequence[str]] | None = None,
         thread_id: str | None = None,
         run_id: str | None = None,
+        router: Router | None = None,
     ) -> str | None:
         """Write messages after ``parent`` and commit; see :meth:`DeltaMemChatModel.remember`."""
-        entries = to_entries(messages, self.engine, routes)
+        entries = to_entries(messages, self.engine, routes, router)
         if (ids := [entry.message_id for entry in entries if entry.message_id]) and self.store.head(agent_id):
             forgotten = self.store.tombstones(agent_id, ids)
             entries = [entry for entry in entries if entry.message_id not in forgotten]

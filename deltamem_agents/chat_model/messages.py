@@ -1,19 +1,22 @@
 """LangChain's messages to the engine's and back, and to entries of the journal."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.messages.tool import ToolCallChunk, invalid_tool_call, tool_call, tool_call_chunk
 
-from ..engine import Engine, Generation
+from ..engine import Chunk, Engine, Generation
 from ..engine.tool_calls import CLOSE, OPEN
 from ..errors import JournalNotKept
 from ..store import Entry
+from .routing import Router, sub_states_of
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
+RECALLED = "deltamem_recall"  # lc_source of quotations from the journal: what is written already
+NOT_SAID = ("summarization", RECALLED)  # lc_source of messages that nobody said
 SAID_ELSEWHERE = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking")
 
 
@@ -53,23 +56,29 @@ def text_of(content: str | Sequence[str | dict[Any, Any]]) -> str:
 
 
 def to_entries(
-    messages: Sequence[BaseMessage], engine: Engine, routes: Sequence[Sequence[str]] | None = None
+    messages: Sequence[BaseMessage],
+    engine: Engine,
+    routes: Sequence[Sequence[str]] | None = None,
+    router: Router | None = None,
 ) -> list[Entry]:
     """Journal entries of the messages that are to be remembered, with the sub-states that each is written to.
 
-    Summaries and empty messages are left out. A message's ``additional_kwargs["sub_state"]`` (a name or several)
-    overrides the default of its role; ``routes``, one for each message, overrides both.
+    Summaries, quotations from the journal (recall.py) and empty messages are left out. ``routes``, one for each
+    message, names the sub-states; without it, the message itself, ``router`` or its role does (routing.py).
+
+    Raises:
+        StateError: the message or the router names no sub-state of this memory.
     """
     if routes is not None and len(routes) != len(messages):
         raise ValueError(f"{len(routes)} routes for {len(messages)} messages: give one for each, or None")
     entries = []
     for i, message in enumerate(messages):
         plain = to_message(message)
-        if message.additional_kwargs.get("lc_source") == "summarization":
+        if message.additional_kwargs.get("lc_source") in NOT_SAID:
             continue
         if not plain["content"] and not plain.get("tool_calls"):
             continue
-        names = routes[i] if routes is not None else _route(message, plain, engine)
+        names = routes[i] if routes is not None else sub_states_of(message, plain, engine, router)
         payload: dict[str, Any] = {key: plain[key] for key in ("tool_calls", "tool_call_id", "name") if key in plain}
         entries.append(
             Entry(
@@ -94,24 +103,6 @@ def from_entry(entry: Entry) -> dict[str, Any]:
     return {"role": entry.role, "content": entry.content, **(entry.payload or {})}
 
 
-def _route(message: BaseMessage, plain: dict[str, Any], engine: Engine) -> tuple[str, ...]:
-    named = message.additional_kwargs.get("sub_state")
-    if named is None or len(engine.sub_states) == 1:
-        return engine.route(plain)
-    return (named,) if isinstance(named, str) else tuple(named)
-
-
-def last_turn(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """What was said to the model since its last reply: human and tool messages."""
-    turn: list[BaseMessage] = []
-    for message in reversed(messages):
-        if isinstance(message, AIMessage):
-            break
-        if to_message(message)["role"] in ("user", "tool"):
-            turn.insert(0, message)
-    return turn
-
-
 def to_reply(generation: Generation, metadata: dict[str, Any]) -> AIMessage:
     """The whole answer."""
     return AIMessage(
@@ -122,24 +113,42 @@ def to_reply(generation: Generation, metadata: dict[str, Any]) -> AIMessage:
             for c in generation.invalid_tool_calls
         ],
         usage_metadata=_usage(generation),
+        additional_kwargs=_reasoning(generation.reasoning),
         response_metadata=_metadata(generation, metadata),
     )
 
 
-def to_last_chunk(text: str, generation: Generation, metadata: dict[str, Any]) -> AIMessageChunk:
-    """The end of a streamed answer: its last text, all tool calls, usage."""
-    calls = [(c["name"], json.dumps(c["arguments"]), c["id"]) for c in generation.tool_calls]
-    calls += [(c["name"], _as_it_was(c), c["id"]) for c in generation.invalid_tool_calls]
+def to_chunk(chunk: Chunk, first: int) -> AIMessageChunk:
+    """A piece of a streamed answer; its tool calls are numbered from ``first``."""
     return AIMessageChunk(
-        content=text,
-        tool_call_chunks=[
-            tool_call_chunk(name=name, args=args, id=identity, index=i)
-            for i, (name, args, identity) in enumerate(calls)
-        ],
+        content=chunk.text,
+        tool_call_chunks=_call_chunks(((c["name"], json.dumps(c["arguments"]), c["id"]) for c in chunk.calls), first),
+        additional_kwargs=_reasoning(chunk.reasoning),
+    )
+
+
+def to_last_chunk(chunk: Chunk, first: int, metadata: dict[str, Any]) -> AIMessageChunk:
+    """The end of a streamed answer: its last piece, the malformed tool calls, usage. ``chunk`` has the generation."""
+    generation, last = chunk.generation, to_chunk(chunk, first)
+    assert generation is not None
+    invalid = ((c["name"], _as_it_was(c), c["id"]) for c in generation.invalid_tool_calls)
+    return AIMessageChunk(
+        content=last.content,
+        tool_call_chunks=[*last.tool_call_chunks, *_call_chunks(invalid, first + len(chunk.calls))],
+        additional_kwargs=last.additional_kwargs,
         usage_metadata=_usage(generation),
         response_metadata=_metadata(generation, metadata),
         chunk_position="last",
     )
+
+
+def _call_chunks(calls: Iterable[tuple[str | None, str, str | None]], first: int) -> list[ToolCallChunk]:
+    return [tool_call_chunk(name=n, args=a, id=i, index=at) for at, (n, a, i) in enumerate(calls, first)]
+
+
+def _reasoning(text: str) -> dict[str, Any]:
+    """Where LangChain looks for it; what stands there is never written to memory."""
+    return {"reasoning_content": text} if text else {}
 
 
 def _as_it_was(call: dict[str, Any]) -> str:

@@ -1,38 +1,42 @@
 """The chat model. It reads its agent's memory while it answers; in a plain chain it remembers the turn afterwards."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from threading import Event
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
+from langchain_core.language_models import LanguageModelInput, ModelProfile
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
-from langchain_core.runnables.config import get_config_list
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, field_validator
 
-from ..config import DEFAULT_ADAPTER
-from ..engine import Engine, Request, load_engine
-from ..engine.batch import ROWS
+from ..engine import Request
 from ..engine.load import local_window
+from ..engine.pending import Chunks
 from ..engine.tool_calls import forced_names
 from ..memory import MemoryState
-from ..store import DEFAULT_TENANT, Filter, Store
-from .calls import choice_of, in_thread, overflow
-from .memory import HEAD, AgentMemory, Head, shared_store
-from .messages import last_turn, to_last_chunk, to_message, to_reply
+from ..store import Filter
+from .asking import Said, scaled, to_request
+from .calls import Call, choice_of, in_thread, noted, overflow, traced_step
+from .handle import AgentHandle
+from .history import seen
+from .memory import HEAD, Head
+from .messages import to_message, to_reply
+from .recall import recall, with_recall
+from .remembering import RememberingChatModel
 from .replay import Forgotten, forget
-from .serving import Served, require_agent, served
+from .serving import require_agent, served
+from .structured import Method, structured
+from .turns import finish_turn, plan_turn, write_earlier
 
 
-class DeltaMemChatModel(BaseChatModel):
+class DeltaMemChatModel(RememberingChatModel):
     """A frozen language model with a memory for each agent.
 
     Every call serves one agent, named by (the first that is given) ``agent_id=`` with the call,
@@ -47,57 +51,11 @@ class DeltaMemChatModel(BaseChatModel):
         >>> model.invoke("The rice is in room seven.")  # doctest: +SKIP
     """
 
-    model_config = ConfigDict(populate_by_name=True)
-
-    adapter: str = DEFAULT_ADAPTER
-    """Name, folder or hub id of the adapter."""
-    backbone: str | None = None
-    """Folder or hub id of the backbone; default: the adapter's own."""
-    device: str | None = None
-    dtype: str | None = None
-    decode: str | None = None
-    """How tokens are computed: "eager", "graph" (default on CUDA) or "compile" (faster, some seconds more at first)."""
-    agent_id: str | None = None
-    store: str | None = None
-    """Path or URL of the store; default: that of the configuration. DELTAMEM_STORE_KEY opens an encrypted one."""
-    tenant: str = DEFAULT_TENANT
-    """Whose agents these are, in a store that several share."""
-    temperature: float = 0.0
-    max_tokens: int = 256
-    top_p: float | None = None
-    stop: list[str] | None = None
-    seed: int | None = None
-    remembers: bool | None = Field(default=None, alias="remember")
-    """Whether calls write the turn: None: in a plain chain only; given to the constructor as ``remember``, too."""
-    memory: bool = True
-    """False: the frozen backbone alone, which needs no agent and remembers nothing."""
-    memory_version: str | None = None
-
-    @field_validator("adapter", "backbone", "store", "dtype", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return value if value is None or isinstance(value, str) else str(value).removeprefix("torch.")
-
-    # What is shared by all models of the process
-
-    @property
-    def engine(self) -> Engine:
-        """The loaded backbone and adapter; loaded at the first use."""
-        return load_engine(
-            self.adapter, backbone=self.backbone, dtype=self.dtype, device=self.device, decode=self.decode
-        )
-
-    @property
-    def memories(self) -> AgentMemory:
-        """The agents' memories in the store, for this engine."""
-        return AgentMemory(self.engine, self.opened_store)
-
-    @property
-    def opened_store(self) -> Store:
-        """The store; opened at the first use."""
-        return shared_store(self.store, self.tenant)
-
     # Memory
+
+    def memory(self, agent_id: str) -> AgentHandle:
+        """One agent's memory: to write to it, search it, reset it, go back in it, with async twins."""
+        return AgentHandle(self, agent_id)
 
     def remember(
         self,
@@ -130,7 +88,7 @@ class DeltaMemChatModel(BaseChatModel):
             HeadConflict: ``parent`` was given and is not the head any more.
             FingerprintMismatch: the memory was made by another adapter or backbone.
         """
-        return self.memories.remember(messages, agent_id, parent, move_head, routes, thread_id, run_id)
+        return self.memories.remember(messages, agent_id, parent, move_head, routes, thread_id, run_id, self.router)
 
     async def aremember(self, messages: Sequence[BaseMessage], agent_id: str, **options: Any) -> str | None:
         """:meth:`remember` in a thread of its own."""
@@ -148,84 +106,6 @@ class DeltaMemChatModel(BaseChatModel):
         """Forget single messages: they go from the journal, the file and every state; see :func:`replay.forget`."""
         return forget(self.memories, agent_id, where)
 
-    # Calls
-
-    def invoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        config = ensure_config(config)
-        who, kwargs = self._serve(config, kwargs)
-        reply = super().invoke(input, config, stop=stop, **kwargs)
-        self._remember_turn(who, input, reply)
-        return reply
-
-    async def ainvoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        config = ensure_config(config)
-        who, kwargs = await in_thread(self._serve, config, kwargs)
-        reply = await super().ainvoke(input, config, stop=stop, **kwargs)
-        await in_thread(self._remember_turn, who, input, reply)
-        return reply
-
-    def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> Iterator[AIMessageChunk]:
-        config = ensure_config(config)
-        who, kwargs = self._serve(config, kwargs)
-        whole: AIMessageChunk | None = None
-        for chunk in super().stream(input, config, stop=stop, **kwargs):
-            whole = chunk if whole is None else whole + chunk
-            if chunk.chunk_position == "last":
-                self._remember_turn(who, input, whole)
-            yield chunk
-
-    async def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        config = ensure_config(config)
-        who, kwargs = await in_thread(self._serve, config, kwargs)
-        whole: AIMessageChunk | None = None
-        async for chunk in super().astream(input, config, stop=stop, **kwargs):
-            whole = chunk if whole is None else whole + chunk
-            if chunk.chunk_position == "last":
-                await in_thread(self._remember_turn, who, input, whole)
-            yield chunk
-
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """Answer many inputs, up to 64 at the same time: in one batch of the model."""
-        configs = get_config_list(config, len(inputs))
-        if configs and configs[0].get("max_concurrency") is None:
-            configs[0] = {**configs[0], "max_concurrency": min(len(inputs), ROWS)}
-        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
-
     def bind_tools(
         self,
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
@@ -236,12 +116,37 @@ class DeltaMemChatModel(BaseChatModel):
         """This model with tools.
 
         Args:
-            tool_choice: "auto", "none", "any" (also "required", True): some tool is called; a name: that one is.
+            tool_choice: "auto", "none", "any" (also "required", True): some tool is called; a name: that one is. A call
+                that is asked for follows the tool's schema.
+            kwargs: ``parallel_tool_calls=False``: at most one call in a reply; others as with a call.
         """
         schemas = [convert_to_openai_tool(tool) for tool in tools]
         choice = choice_of(tool_choice)
         forced_names(schemas, choice)
         return self.bind(tools=schemas, tool_choice=choice, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        method: Method = "function_calling",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        tools: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """This model, whose replies follow a schema, token by token, and are parsed.
+
+        Args:
+            schema: a pydantic class (then the result is an object of it), a TypedDict or a JSON Schema (a dict).
+            method: "function_calling": the call of a tool, which the model's template describes to it; "json_schema":
+                JSON as the reply; "json_mode": the same, and without a schema any JSON object.
+            include_raw: {"raw": message, "parsed": …, "parsing_error": …} instead of what was parsed.
+            strict: accepted for other models' sake: replies always follow the schema.
+            tools: that may be called instead, with method "json_schema".
+            kwargs: as with a call.
+        """
+        return structured(self, schema, method, include_raw, tools, kwargs)
 
     # What LangChain calls
 
@@ -275,78 +180,102 @@ class DeltaMemChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        request = self._request(messages, stop, kwargs)
-        state, metadata = self._recall(kwargs)
-        with overflow():
-            chunks = self.engine.stream_request(request, state)
+        chunks, metadata = self._chunks(messages, stop, kwargs)
+        said = Said(metadata)
         with closing(chunks):
             for chunk in chunks:
-                if chunk.generation is None:
-                    yield ChatGenerationChunk(message=AIMessageChunk(content=chunk.text))
-                else:
-                    last = to_last_chunk(chunk.text, chunk.generation, metadata)
-                    yield ChatGenerationChunk(message=last)
+                yield said.chunk(chunk)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        chunks, metadata = await in_thread(self._chunks, messages, stop, kwargs)
+        said = Said(metadata)
+        with closing(chunks):
+            while (chunk := await in_thread(next, chunks, None)) is not None:
+                yield said.chunk(chunk)
 
     def _answer(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any], cancel: Event | None
     ) -> ChatResult:
-        request = self._request(messages, stop, kwargs)
-        state, metadata = self._recall(kwargs)
+        request, state, metadata = self._asked(messages, stop, kwargs)
+        timeout = kwargs.get("timeout", self.timeout)
         with overflow():
-            (generation,) = self.engine.scheduler.generate([request], [state], cancel)
+            if timeout is None:
+                (generation,) = self.engine.scheduler.generate([request], [state], cancel)
+            else:
+                generation = self.engine.scheduler.submit(request, state, cancel).result(timeout)
         return ChatResult(generations=[ChatGeneration(message=to_reply(generation, metadata))])
 
-    def _request(self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> Request:
-        tools = [convert_to_openai_tool(tool) for tool in kwargs.get("tools") or ()]
-        return Request(
-            conversation=[to_message(message) for message in messages],
-            tools=tools or None,
-            max_new_tokens=kwargs.get("max_tokens") or self.max_tokens,
-            stop=_texts(stop if stop is not None else self.stop),
-            temperature=kwargs.get("temperature", self.temperature) or 0.0,
-            top_p=kwargs.get("top_p", self.top_p),
-            seed=kwargs.get("seed", self.seed),
-            tool_choice=choice_of(kwargs.get("tool_choice")),
-        )
+    def _chunks(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> tuple[Chunks, dict[str, Any]]:
+        request, state, metadata = self._asked(messages, stop, kwargs)
+        with overflow():
+            reply = self.engine.scheduler.submit(request, state)
+        return Chunks(reply, kwargs.get("timeout", self.timeout)), metadata
 
-    def _recall(self, kwargs: dict[str, Any]) -> tuple[MemoryState | None, dict[str, Any]]:
-        """The state to read, and what the answer's metadata say of it."""
-        metadata = {"model_name": self.adapter, "model_provider": "deltamem"}
-        if not self.memory:
-            return None, metadata
-        agent_id = require_agent(kwargs.get("agent_id"), self.agent_id)
-        if "memory_version" in kwargs:
-            version = kwargs["memory_version"]
-        else:
-            version = self.memory_version or self.opened_store.head(agent_id)
-        return self.memories.load(agent_id, version), metadata | {"memory_version": version}
+    def _asked(
+        self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
+    ) -> tuple[Request, MemoryState | None, dict[str, Any]]:
+        """What the engine is asked, the state that it reads, and what the reply's metadata say of both."""
+        metadata: dict[str, Any] = {"model_name": self.adapter, "model_provider": "deltamem"}
+        seen_now = seen(messages, self._policy(kwargs), self.get_num_tokens_from_messages)
+        state = None
+        if kwargs.get("use_memory", self.use_memory):
+            agent_id = require_agent(kwargs.get("agent_id"), self.agent_id)
+            if "memory_version" in kwargs:
+                version = kwargs["memory_version"]
+            else:
+                version = self.memory_version or self.opened_store.head(agent_id)
+            state = scaled(self.memories.load(agent_id, version), kwargs.get("memory_scale", self.memory_scale))
+            metadata["memory_version"] = version
+            if (k := kwargs.get("recall", self.recall)) and version is not None:
+                limit = kwargs.get("recall_tokens", self.recall_tokens)
+                recalled = recall(
+                    self.opened_store, agent_id, seen_now, k, limit, self.get_num_tokens, version_id=version
+                )
+                seen_now = with_recall(seen_now, recalled)
+                metadata["recalled"] = 0 if recalled is None else len(recalled.entries)
+        return to_request(seen_now, stop, {**self._settings, **kwargs}), state, metadata
 
-    def _serve(self, config: RunnableConfig, kwargs: dict[str, Any]) -> tuple[Served | None, dict[str, Any]]:
-        """Who is served, and the call's arguments with agent id and memory version: so caches and traces see them."""
-        if kwargs.get("model") not in (None, self.adapter):
-            raise ValueError(
-                f"model={kwargs['model']!r}: this chat model is {self.adapter!r}, and a memory belongs to one adapter; "
-                f"make another DeltaMemChatModel(adapter={kwargs['model']!r})"
-            )
-        if not self.memory:
-            return None, {key: kwargs[key] for key in kwargs if key not in ("agent_id", "memory_version")}
+    def _instead(self, kwargs: dict[str, Any]) -> "DeltaMemChatModel | None":
+        name = kwargs.pop("model", None)
+        if name is None or name == self.adapter:
+            return None
+        return self.model_copy(update={"adapter": str(name), "backbone": None, "revision": None})
+
+    def _begin(self, input: LanguageModelInput, config: RunnableConfig, kwargs: dict[str, Any]) -> Call:
+        """So that caches and traces see them, agent id and memory version are arguments of the call."""
+        if not kwargs.get("use_memory", self.use_memory):
+            return Call(config, {key: kwargs[key] for key in kwargs if key not in ("agent_id", "memory_version")})
         who = served(config, kwargs, self.agent_id, self.memory_version)
-        version = who.pinned or self.opened_store.head(who.agent_id)
-        return who, {**kwargs, "agent_id": who.agent_id, "memory_version": version}
+        plan = None
+        version = who.pinned
+        if version is None and self.remembers is not False and not (self.remembers is None and who.in_graph):
+            messages = self._convert_input(input).to_messages()
+            plan = write_earlier(self.memories, who, plan_turn(self.memories, who, messages), self.router)
+            version = plan.version
+        elif version is None:
+            version = self.opened_store.head(who.agent_id)
+        facts = {"agent_id": who.agent_id, "memory_version": version, "recall": kwargs.get("recall", self.recall)}
+        return Call(noted(config, facts), kwargs | {"agent_id": who.agent_id, "memory_version": version}, who, plan)
 
-    def _remember_turn(self, who: Served | None, input: LanguageModelInput, reply: AIMessage) -> None:
-        if who is None or who.pinned is not None:
-            return
-        if self.remembers is False or (self.remembers is None and who.in_graph):
-            return
-        messages = self._convert_input(input).to_messages()
-        turn = [*last_turn(messages), reply]
-        self.remember(turn, who.agent_id, thread_id=who.thread_id, run_id=who.run_id)
+    def _end(self, call: Call, reply: AIMessage) -> None:
+        if call.who is not None and call.plan is not None:
+            who, plan = call.who, call.plan
+            step = partial(finish_turn, self.memories, who, plan, reply, self.router)
+            call.written = traced_step("deltamem_remember", step, call.config)
+            reply.response_metadata |= call.written
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The key of LangChain's caches: an answer depends on whose memory was read, and on its version."""
         key = super()._get_llm_string(stop=stop, **kwargs)
-        if not self.memory:
+        if not kwargs.get("use_memory", self.use_memory):
             return key
         agent_id = require_agent(kwargs.get("agent_id"), self.agent_id)
         version = kwargs.get("memory_version", self.memory_version) or self.opened_store.head(agent_id)
@@ -371,7 +300,7 @@ class DeltaMemChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("adapter", "backbone", "dtype", "temperature", "max_tokens", "top_p", "stop", "seed", "memory")
+        names = ("adapter", "backbone", "dtype", "temperature", "max_tokens", "top_p", "stop", "seed", "use_memory")
         return {name: getattr(self, name) for name in names}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -379,7 +308,3 @@ class DeltaMemChatModel(BaseChatModel):
         params["ls_provider"] = "deltamem"
         params["ls_model_name"] = kwargs.get("model") or self.adapter
         return params
-
-
-def _texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())

@@ -38,7 +38,8 @@ def served(config: RunnableConfig, kwargs: Mapping[str, Any], agent_id: str | No
     given = (kwargs.get("agent_id"), configurable.get("agent_id"), around.get("agent_id"), of_context, agent_id)
     versions = (kwargs.get("memory_version"), configurable.get("memory_version"), version)
     pinned = next((str(v) for v in versions if v is not None), None)
-    thread = configurable.get("thread_id", around.get("thread_id"))
+    names = ("thread_id", "session_id")  # of LangGraph, and of LangChain's message histories
+    thread = next((c[name] for c in (configurable, around) for name in names if c.get(name) is not None), None)
     ids = (None if one is None else str(one) for one in (thread, config.get("run_id")))
     return Served(require_agent(*given), pinned, in_graph, *ids)
 
@@ -49,6 +50,6 @@ def require_agent(*candidates: Any) -> str:
     if found is None:
         raise MissingAgentId(
             'no agent id: pass config={"configurable": {"agent_id": "…"}} or agent_id="…" with the call, or set '
-            "agent_id on the model; memory=False answers without memory"
+            "agent_id on the model; use_memory=False answers without memory"
         )
     return found

@@ -39,7 +39,7 @@ def chat(
 
     from ..chat_model import DeltaMemChatModel
 
-    model = DeltaMemChatModel(adapter=adapter, store=store, agent_id=agent, memory=memory)
+    model = DeltaMemChatModel(adapter=adapter, store=store, agent_id=agent, use_memory=memory)
     if memory:
         model.load_state(agent)  # what is wrong with adapter, store or memory shows at once
     else:
@@ -100,7 +100,7 @@ def _command(line: str, model: "DeltaMemChatModel", agent: str) -> bool:
         from .results import print_agents
 
         print_agents(model.opened_store)
-    elif not model.memory:
+    elif not model.use_memory:
         typer.echo("there is no memory with --no-memory", err=True)
     elif name == "reset":
         _reset(model, agent, arguments[0] if arguments else None)

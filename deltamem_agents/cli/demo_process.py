@@ -42,7 +42,7 @@ def _run(job: Mapping[str, Any], tell: Tell) -> None:
         _listen(agent, job["told"], job["agent"], tell)
     if job.get("task"):
         _work(model, job["task"], job["agent"], tell)
-    frozen = DeltaMemChatModel(**settings, memory=False)
+    frozen = DeltaMemChatModel(**settings, use_memory=False)
     _answer(agent, frozen, job.get("questions", ()), job["agent"], tell)
     if job.get("reset"):
         tell(event="reset", text=job["reset"], version=model.reset(job["agent"], job["reset"]))

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..memory import MemoryState
 from .generate import Decoding
 from .lane import Lane, Seat
-from .reply import Row, choose_tokens
+from .reply import Row
 from .ring import rows_of, windows
+from .sampling import choose_tokens
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..memory import MemoryState
-from .reply import Row, choose_tokens
+from .reply import Row
+from .sampling import choose_tokens
 
 if TYPE_CHECKING:
     from .engine import Engine

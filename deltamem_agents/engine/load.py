@@ -1,20 +1,21 @@
 """Loading: an adapter folder to an engine, once for each process."""
 
 import json
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..config import DEFAULT_ADAPTER, find_adapter
 from ..errors import AdapterError, BackboneError
-from ..memory import attach, load_adapter
+from ..memory import Adapter, attach, load_adapter
+from ..memory.fit import check_fit
+from .backbone import Backbone, as_key, is_quantised
 from .engine import Engine
 
-_engines: dict[tuple[str, ...], Engine] = {}
+_engines: dict[Hashable, Engine] = {}
 _lock = Lock()
 
 
@@ -26,6 +27,9 @@ def load_engine(
     device: str | None = None,
     revision: str | None = None,
     decode: str | None = None,
+    backbone_revision: str | None = None,
+    attn_implementation: str | None = None,
+    model_options: Mapping[str, Any] | None = None,
 ) -> Engine:
     """The engine for an adapter; the same arguments give the same engine for as long as the process lives.
 
@@ -37,19 +41,29 @@ def load_engine(
         revision: branch, tag or commit of an adapter on the hub.
         decode: "eager", "graph" (CUDA graphs) or "compile" (torch.compile, then graphs: faster, seconds more at first);
             default graph on CUDA, else eager.
+        backbone_revision: branch, tag or commit of a backbone on the hub.
+        attn_implementation: "sdpa", "eager", "flash_attention_2", …; default what transformers chooses.
+        model_options: what else transformers' ``from_pretrained`` is told: ``quantization_config`` (a dict or one of
+            its objects), ``device_map``, ``trust_remote_code``, … A quantised backbone is put on ``device``, unless
+            there is a ``device_map``.
 
     Raises:
-        AdapterError: there is no such adapter, or it cannot be read, or does not fit the backbone.
-        BackboneError: the backbone cannot be loaded, or none is known.
+        AdapterError: there is no such adapter, or it cannot be read, or does not fit the backbone; the backbone's
+            config says so before any weights are loaded.
+        BackboneError: the backbone cannot be loaded, or none is known, or an option is not for ``model_options``.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = _dtype(dtype, device)
     folder = find_adapter(adapter)
     name = str(Path(folder).resolve() if folder is not None else adapter)
-    key = (name, str(backbone or ""), str(precision), device, revision or "", decode or "")
+    options = dict(model_options or {})
+    chosen = (str(backbone or ""), precision, device, backbone_revision, attn_implementation, as_key(options))
+    key = (name, revision, decode, *chosen)
     with _lock:
         if key not in _engines:
-            _engines[key] = _load(folder, str(adapter), backbone, precision, device, revision, decode)
+            source, weights = _find(folder, str(adapter), backbone, revision)
+            place = Backbone(source, precision, device, backbone_revision, attn_implementation, options)
+            _engines[key] = _load(str(adapter), weights, place, decode)
         return _engines[key]
 
 
@@ -64,41 +78,31 @@ def local_window(adapter: str | Path, backbone: str | Path | None = None) -> int
     return window if isinstance(window, int) else None
 
 
-def _load(
-    folder: Path | None,
-    name: str,
-    backbone: str | Path | None,
-    dtype: torch.dtype,
-    device: str,
-    revision: str | None,
-    decode: str | None,
-) -> Engine:
+def _find(
+    folder: Path | None, name: str, backbone: str | Path | None, revision: str | None
+) -> tuple[str | Path, Adapter]:
+    """The backbone's folder or hub id, and the adapter."""
     adapter = load_adapter(name, revision)
     if backbone is None and folder is not None and (folder / "backbone").is_dir():
         backbone = folder / "backbone"
     if (source := backbone or adapter.backbone) is None:
         raise AdapterError(f"adapter {name!r} does not name its backbone: give backbone=…, a folder or a hub id")
-    model, tokenizer = _backbone(source, dtype, device)
-    return Engine(model, tokenizer, attach(model, adapter), decode=decode)
+    return source, adapter
 
 
-def _backbone(source: str | Path, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
-    """The frozen model, in eval mode, and its tokenizer. A local folder never asks the network for anything."""
-    local = Path(source).expanduser()
-    options: dict[str, Any] = {"dtype": dtype}
-    where = str(source)
-    if local.is_dir():
-        where = str(local)
-        options |= {"local_files_only": True, "adapter_kwargs": {"local_files_only": True}}
+def _load(name: str, adapter: Adapter, backbone: Backbone, decode: str | None) -> Engine:
+    skeleton = backbone.skeleton()
     try:
-        model = AutoModelForCausalLM.from_pretrained(where, **options)
-        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local.is_dir())
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise BackboneError(
-            f"backbone {where!r} cannot be loaded ({type(error).__name__}: {error}): check the folder or the hub id, "
-            "the network and HF_HUB_OFFLINE"
+        check_fit(skeleton, adapter)
+    except AdapterError as error:
+        made_for = f", made for {adapter.backbone!r}," if adapter.backbone else ""
+        raise AdapterError(
+            f"adapter {name!r}{made_for} does not fit backbone {backbone.where!r}: {error}. Give the backbone that the "
+            "adapter was trained on, or train an adapter for this one"
         ) from error
-    return model.eval().requires_grad_(False).to(device), tokenizer
+    model, tokenizer = backbone.load(quantised=getattr(skeleton.config, "quantization_config", None) is not None)
+    memory = attach(model, adapter, dtype=backbone.dtype if is_quantised(model) else None)
+    return Engine(model, tokenizer, memory, decode=decode)
 
 
 def _dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype:

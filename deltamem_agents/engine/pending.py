@@ -3,8 +3,9 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -42,7 +43,7 @@ class Reply:
         """
         try:
             if not self._done.wait(timeout):
-                raise TimeoutError(f"no whole answer within {timeout} seconds: allow more, or ask for fewer tokens")
+                raise TimeoutError(_late(timeout))
         except BaseException:
             self.cancel()
             raise
@@ -63,9 +64,12 @@ class Reply:
         asked = self._cancelled or (self._cancel is not None and self._cancel.is_set())
         return asked or self.row.finish_reason is not None
 
-    def next_chunk(self) -> Chunk:
-        """The next chunk, waiting for it. After the end, the last one again."""
-        chunk = self._chunks.get()
+    def next_chunk(self, timeout: float | None = None) -> Chunk:
+        """The next chunk, waiting for it. After the end, the last one again.
+
+        Raises queue.Empty when there is none within ``timeout`` seconds.
+        """
+        chunk = self._chunks.get(timeout=timeout)
         if chunk is None:
             self._chunks.put(None)
             return self._whole()
@@ -73,13 +77,15 @@ class Reply:
 
     def hear(self) -> None:
         """Pass on what there is of the answer. Only the scheduler's thread calls this, and :meth:`end`."""
-        if self.row.finish_reason is None and (text := self.row.take()):
-            self._chunks.put(Chunk(text))
+        if self.row.finish_reason is None:
+            chunk = self.row.take()
+            if chunk.text or chunk.reasoning or chunk.calls:
+                self._chunks.put(chunk)
 
     def end(self, error: BaseException | None = None) -> None:
         """The answer is whole, or there will be none."""
         if error is None:
-            self._last = Chunk(self.row.take(), self.row.result())
+            self._last = replace(self.row.take(), generation=self.row.result())
         self._error = error
         self._done.set()
         self._chunks.put(None)
@@ -94,20 +100,31 @@ class Reply:
 class Chunks(Iterator[Chunk]):
     """The chunks of a reply, the last with its :class:`Generation`. Closing or dropping this cancels the reply."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, timeout: float | None = None) -> None:
+        """``timeout``: seconds from now until the last chunk has come; later, waiting raises TimeoutError."""
         self._reply = reply
         self._over = False
+        self._timeout = timeout
+        self._deadline = None if timeout is None else monotonic() + timeout
 
     def __next__(self) -> Chunk:
         if self._over:
             raise StopIteration
         try:
-            chunk = self._reply.next_chunk()
+            chunk = self._next()
         except BaseException:
             self.close()
             raise
         self._over = chunk.generation is not None
         return chunk
+
+    def _next(self) -> Chunk:
+        if self._deadline is None:
+            return self._reply.next_chunk()
+        try:
+            return self._reply.next_chunk(max(0.0, self._deadline - monotonic()))
+        except Empty:
+            raise TimeoutError(_late(self._timeout)) from None
 
     def close(self) -> None:
         """End the reply where it is."""
@@ -167,6 +184,10 @@ class Writing:
         if self._error is not None:
             raise self._error
         return replace(self.state, tensors={name: t.clone() for name, t in self.state.tensors.items()})
+
+
+def _late(timeout: float | None) -> str:
+    return f"no whole answer within {timeout} seconds: allow more, or ask for fewer tokens"
 
 
 def row_of(states: MemoryState, row: int) -> MemoryState:

@@ -1,98 +1,72 @@
-"""Reply: what is asked for, one answer in the making, and the finished answer."""
+"""Reply: one answer in the making, token by token."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .constraint import Constraint
+from .grammar import grammars
+from .reasoning import CLOSING, THINK, THOUGHT, ReasoningSplitter, mark_id, thinks
+from .request import Chunk, Generation, Request
+from .sampling import sample
 from .text import ChatText, Detokenizer
 from .tool_calls import ARGUMENTS, NAME, OPEN, ReplySplitter, forced_names
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to generate for one conversation.
-
-    Attributes:
-        conversation: messages {"role", "content", …} (see text.normal_form).
-        tools: OpenAI's tool schemas.
-        max_new_tokens: at most this many tokens, fewer where the context window ends.
-        stop: strings before which the reply ends.
-        temperature: 0 takes the likeliest token.
-        top_p: sample from the likeliest tokens that have this probability together.
-        seed: of this row's own random numbers, so that a sample does not depend on the batch. None: a fresh one.
-        tool_choice: None or "auto", "none", "any" (or "required"), or the name of a tool.
-        ids: token ids of the whole prompt, instead of a conversation.
-    """
-
-    conversation: Sequence[Mapping[str, Any]] = ()
-    tools: Sequence[Mapping[str, Any]] | None = None
-    max_new_tokens: int = 256
-    stop: Sequence[str] = ()
-    temperature: float = 0.0
-    top_p: float | None = None
-    seed: int | None = None
-    tool_choice: str | None = None
-    ids: Sequence[int] | None = None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One reply.
-
-    Attributes:
-        text: what is said, without tool calls.
-        tool_calls: {"name", "arguments" (dict), "id"} of each call.
-        invalid_tool_calls: {"name" or None, "arguments" (text), "id", "error"} of each malformed call.
-        finish_reason: "stop", "length" or "tool_calls".
-        prompt_tokens, completion_tokens: counts; the end-of-turn token counts.
-    """
-
-    text: str
-    tool_calls: list[dict[str, Any]]
-    invalid_tool_calls: list[dict[str, Any]]
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of a streamed reply; the last one carries the whole :class:`Generation`."""
-
-    text: str
-    generation: Generation | None = None
-
-
 class Row:
-    """One reply in the making: from token ids to visible text, tool calls and the reason of its end."""
+    """One reply in the making: from token ids to text, reasoning, tool calls and the reason of its end."""
 
     def __init__(self, text: ChatText, request: Request, ends: frozenset[int]) -> None:
-        """Raises ValueError when the request's tool choice names no tool, or it asks for no tokens."""
+        """
+        Raises:
+            ValueError: the request's tool choice names no tool, a schema cannot be followed, or it asks for no tokens.
+            ImportError: a schema or a forced tool, without llguidance.
+        """
         if request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {request.max_new_tokens}")
         tools = None if request.tool_choice == "none" else request.tools or None
+        names = forced_names(tools, request.tool_choice)
+        if names and request.schema is not None:
+            raise ValueError(f"tool_choice {request.tool_choice!r} and a schema for the reply: ask for one of them")
         self.request = request
         self.ends = ends
-        self.prompt = list(request.ids) if request.ids is not None else text.prompt(request.conversation, tools)
+        self.prompt = list(request.ids) if request.ids is not None else _prompt(text, request, tools)
         self.tokens: list[int] = []  # of the reply so far
         self.finish_reason: str | None = None
         self._limit = request.max_new_tokens
         self._said: list[str] = []
-        self._taken = 0
+        self._thought: list[str] = []
+        self._taken = (0, 0, 0)  # pieces said and thought, and calls, that have been passed on
+        self._heard = False  # some text of a reply with a schema
         self._unstopped = ""  # text that may be the beginning of a stop string
         self._stops = [stop for stop in request.stop if stop]
         self._detokenizer = Detokenizer(text)
-        self._splitter = ReplySplitter(active=tools is not None)
-        self._chooser = NameChooser(text, [])
+        self._splitter = ReplySplitter(active=tools is not None, single=not request.parallel_tool_calls)
+        self._reasoning = self._begin(text, constrained=bool(names) or request.schema is not None)
+        self._marks = _hidden_marks(text) if self._reasoning.active else {}
+        self._constraint: Constraint | None = None
         self._generator: torch.Generator | None = None
-        self._force(text, forced_names(tools, request.tool_choice))
+        if names:
+            self._force(text, names)
+        elif request.schema is not None:
+            single = not request.parallel_tool_calls
+            self._constraint = grammars(text, ends).reply(request.schema, tools, single)
 
     def fit(self, window: int) -> None:
-        """Let prompt and reply together stay within ``window`` tokens."""
+        """Let prompt and reply together stay within ``window`` tokens.
+
+        Raises ValueError when that leaves too few for what the reply must hold.
+        """
         self._limit = min(self._limit, window - len(self.prompt))
+        needed = self._constraint.needed if self._constraint is not None else 0
+        if needed > self._limit:
+            raise ValueError(
+                f"the shortest reply of this form has {needed} tokens, and there is room for {self._limit} "
+                f"(max_new_tokens {self.request.max_new_tokens}, after a prompt of {len(self.prompt)} in a context "
+                f"window of {window}): allow more, or ask for less"
+            )
 
     @property
     def ids(self) -> list[int]:
@@ -110,9 +84,12 @@ class Row:
         if token in self.ends:
             self._finish("stop")
             return
-        fresh = self._detokenizer.push(token)
-        self._chooser.push(fresh)
-        self._hear(fresh)
+        if self._constraint is not None:
+            self._constraint.push(token)
+            if self._constraint.over:
+                self._constraint = None
+        fresh = self._detokenizer.push(token) or self._marks.get(token, "")
+        self._listen(*self._reasoning.feed(fresh))
         if self.finish_reason is None and len(self.tokens) >= self._limit:
             self._finish("length")
 
@@ -128,12 +105,21 @@ class Row:
 
     def choose(self, logits: Tensor) -> int:
         """The next token of a row that is not free to take any, from logits (V,)."""
-        return self._chooser.choose(logits)
+        assert self._constraint is not None
+        mask = self._constraint.allowed(len(logits)).to(logits.device)
+        logits = logits.masked_fill(~mask, -torch.inf)
+        if self.request.temperature > 0:
+            numbers = torch.tensor([self.request.temperature, self.request.top_p or 1.0], device=logits.device)
+            point = torch.tensor([self.draw()], dtype=torch.float64, device=logits.device)
+            token = int(sample(logits[None], numbers[:1], numbers[1:], point))
+        else:
+            token = int(logits.argmax())
+        return self._constraint.settle(token, self._limit - len(self.tokens))
 
     @property
     def forced(self) -> bool:
         """Whether only some tokens may come next."""
-        return self._chooser.active
+        return self._constraint is not None
 
     @property
     def greedy(self) -> bool:
@@ -145,27 +131,41 @@ class Row:
         if self.finish_reason is None:
             self._finish("stop")
 
-    def take(self) -> str:
-        """The visible text that has come since the last call."""
-        fresh = "".join(self._said[self._taken :])
-        self._taken = len(self._said)
-        return fresh
+    def take(self) -> Chunk:
+        """What has come since the last call: text, reasoning, and tool calls; all may be empty."""
+        said, thought, calls = self._taken
+        found = self._splitter.calls
+        self._taken = (len(self._said), len(self._thought), len(found))
+        return Chunk("".join(self._said[said:]), None, "".join(self._thought[thought:]), found[calls:])
 
     def result(self) -> Generation:
         """The reply so far; whole once ``finish_reason`` is set."""
         calls, invalid = self._splitter.calls, self._splitter.invalid
         reason = "tool_calls" if calls and self.finish_reason == "stop" else self.finish_reason or "stop"
-        return Generation("".join(self._said), calls, invalid, reason, len(self.prompt), len(self.tokens))
+        said, thought = "".join(self._said), "".join(self._thought)
+        return Generation(said, calls, invalid, reason, len(self.prompt), len(self.tokens), thought)
+
+    def _begin(self, text: ChatText, constrained: bool) -> ReasoningSplitter:
+        """What takes the reasoning out of the reply; in a constrained reply there is none."""
+        if not thinks(text.tokenizer):
+            return ReasoningSplitter(active=False)
+        inside = text.tokenizer.decode(self.prompt[-16:]).rstrip().endswith(THINK)
+        if constrained and inside:
+            self.prompt = self.prompt + text.markup(CLOSING)
+        return ReasoningSplitter(active=not constrained, inside=inside and not constrained)
 
     def _force(self, text: ChatText, names: list[str]) -> None:
         """Begin the reply with a tool call: of a tool named, or of one among several."""
-        if not names:
-            return
         known = (names[0], ARGUMENTS) if len(names) == 1 else ()
         self.prompt = self.prompt + text.markup(OPEN + NAME, *known)
         self._splitter.feed("".join((OPEN + NAME, *known)))
-        if not known:
-            self._chooser = NameChooser(text, [f'{name}"' for name in names])
+        self._constraint = grammars(text, self.ends).call(self.request.tools or (), names[0] if known else None)
+
+    def _listen(self, thought: str, text: str) -> None:
+        if thought:
+            self._thought.append(thought)
+        if text:
+            self._hear(text)
 
     def _hear(self, text: str) -> None:
         self._unstopped += text
@@ -177,83 +177,45 @@ class Row:
         ready = len(self._unstopped) - _begun(self._unstopped, self._stops)
         self._say(self._unstopped[:ready])
         self._unstopped = self._unstopped[ready:]
+        if self._splitter.over:
+            self._finish("stop", cut=True)
 
     def _say(self, text: str) -> None:
+        if text and self.request.schema is not None and not self._heard:
+            self._splitter.active = self._splitter.active and text.startswith(OPEN[0])  # calls, or JSON: no calls in it
+            self._heard = True
         if visible := self._splitter.feed(text):
             self._said.append(visible)
 
     def _finish(self, reason: str, cut: bool = False) -> None:
-        self.finish_reason = reason
-        if not cut and (rest := self._detokenizer.finish()):
+        """End the reply; unless it was ``cut`` before what is held back, that belongs to it and may hold a stop."""
+        if not cut:
+            rest = self._detokenizer.finish()
+            pieces = [self._reasoning.feed(rest), self._reasoning.finish()]
             self.finish_reason = None
-            self._hear(rest)  # may hold a stop string
-            if self.finish_reason is not None:
-                return
-            self.finish_reason = reason
+            for piece in pieces:
+                self._listen(*piece)
+                if self.finish_reason is not None:
+                    return
+        self.finish_reason = reason
         self._say(self._unstopped)
         if rest := self._splitter.finish():
             self._said.append(rest)
-
-
-class NameChooser:
-    """Lets only tokens through that spell one of some names, until one is spelt."""
-
-    def __init__(self, text: ChatText, names: Sequence[str]) -> None:
-        self._text = text
-        self._names = list(names)
-        self._spelt = ""
-
-    @property
-    def active(self) -> bool:
-        return bool(self._names) and not any(self._spelt.startswith(name) for name in self._names)
-
-    def push(self, text: str) -> None:
-        self._spelt += text if self.active else ""
-
-    def choose(self, logits: Tensor) -> int:
-        """The likeliest token of logits (V,) that goes on with a name."""
-        order = logits.argsort(descending=True).tolist()
-        return next((token for token in order if self._fits(token)), order[0])
-
-    def _fits(self, token: int) -> bool:
-        if token in self._text.added_ids:
-            return False
-        spelt = self._spelt + self._text.tokenizer.decode([token])
-        return spelt != self._spelt and any(name.startswith(spelt) or spelt.startswith(name) for name in self._names)
-
-
-def choose_tokens(rows: Sequence[Row], logits: Tensor, likeliest: Sequence[int]) -> list[int]:
-    """The next token of each row, from logits (B, V), in which the ``likeliest`` are already known."""
-    tokens = list(likeliest)
-    for i, row in enumerate(rows):
-        if row.forced:
-            tokens[i] = row.choose(logits[i])
-    if drawn := [i for i, row in enumerate(rows) if not row.greedy and not row.forced]:
-        numbers = torch.tensor([(rows[i].request.temperature, rows[i].request.top_p or 1.0) for i in drawn])
-        points = torch.tensor([rows[i].draw() for i in drawn], dtype=torch.float64)
-        picked = logits.index_select(0, torch.tensor(drawn, device=logits.device))
-        found = sample(picked, *(x.to(logits.device) for x in (*numbers.unbind(1), points))).tolist()
-        for i, token in zip(drawn, found, strict=True):
-            tokens[i] = token
-    return tokens
-
-
-def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, points: Tensor) -> Tensor:
-    """A token (N,) from each row of logits (N, V), by temperature (N,) and nucleus (N,).
-
-    ``points`` (N,) in [0, 1) say where in the cumulative distribution of the nucleus, likeliest tokens first.
-    """
-    chances, order = torch.softmax(logits.float() / temperature[:, None], -1).sort(dim=-1, descending=True, stable=True)
-    chances = chances.double()
-    before = chances.cumsum(-1) - chances
-    inside = before < top_p[:, None].double()
-    inside[:, 0] = True
-    reach = torch.where(inside, chances, 0.0).cumsum(-1)
-    index = torch.searchsorted(reach, points[:, None] * reach[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
-    return order.gather(1, torch.minimum(index, inside.sum(-1, keepdim=True) - 1))[:, 0]
 
 
 def _begun(text: str, stops: Iterable[str]) -> int:
     """Length of the longest end of ``text`` that a stop string begins with."""
     sizes = (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
     return max(sizes, default=0)
+
+
+def _prompt(text: ChatText, request: Request, tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
+    if request.template_options is None:
+        return text.prompt(request.conversation, tools)
+    return text.prompt(request.conversation, tools, request.template_options)
+
+
+def _hidden_marks(text: ChatText) -> dict[int, str]:
+    """Marks of reasoning that are special tokens, and so never come as text."""
+    ids = ((mark_id(text.tokenizer, mark), mark) for mark in (THINK, THOUGHT))
+    return {number: mark for number, mark in ids if number is not None and number in text.hidden}

@@ -22,7 +22,8 @@ class ReplySplitter:
     """Splits the text of a reply into what is said and what is called, piece by piece.
 
     White space beside a tool call belongs to the markup and is dropped; two pieces of text with calls between them are
-    joined by a line break. Without ``active`` everything is text.
+    joined by a line break. Without ``active`` everything is text. With ``single``, what comes after the first call is
+    dropped.
 
     Attributes:
         calls: {"name", "arguments" (dict), "id"} of each valid call so far.
@@ -30,12 +31,18 @@ class ReplySplitter:
     """
 
     active: bool = True
+    single: bool = False
     calls: list[dict[str, Any]] = field(default_factory=list)
     invalid: list[dict[str, Any]] = field(default_factory=list)
     _pending: str = ""
     _inside: bool = False
     _said: bool = False  # some text is out
     _after_call: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is taken any more."""
+        return self.single and bool(self.calls or self.invalid)
 
     def feed(self, text: str) -> str:
         """Take the next piece of the reply; returns the text that is now certain to be text."""
@@ -44,6 +51,9 @@ class ReplySplitter:
         self._pending += text
         out = ""
         while True:
+            if self.over:
+                self._pending = ""
+                return out
             if self._inside:
                 if not self._close():
                     return out

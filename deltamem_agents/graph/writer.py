@@ -10,6 +10,7 @@ from langchain_core.runnables import RunnableConfig
 
 from ..chat_model import DeltaMemChatModel
 from ..chat_model.messages import to_entries
+from ..chat_model.routing import Router
 from ..chat_model.serving import served
 from ..engine import Engine
 from ..errors import HeadConflict
@@ -68,7 +69,7 @@ class DeltaMemWriter(_Node):
         """
         agent_id, thread = self._who(config)
         memory = self.model.memories
-        messages = keyed(state["messages"], memory.engine)
+        messages = keyed(state["messages"], memory.engine, self.model.router)
         keys = [key for key, _ in messages]
         until = time.monotonic() + PATIENCE
         with memory.writing(agent_id):
@@ -96,7 +97,9 @@ class DeltaMemWriter(_Node):
         return await asyncio.to_thread(self, state, config)
 
 
-def keyed(messages: Sequence[BaseMessage], engine: Engine) -> list[tuple[Written, BaseMessage]]:
+def keyed(
+    messages: Sequence[BaseMessage], engine: Engine, router: Router | None = None
+) -> list[tuple[Written, BaseMessage]]:
     """The messages that are to be remembered, each with its id and content hash in the journal."""
-    found = ((message, to_entries([message], engine)) for message in messages)
+    found = ((message, to_entries([message], engine, None, router)) for message in messages)
     return [((message.id, entry.content_hash), message) for message, entries in found for entry in entries]

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import AdapterError, BackboneError, StateError
+from ..errors import BackboneError, StateError
 from .accumulate import accumulating, can_accumulate
 from .adapter import Adapter, select_attention
 from .backbones import Attention
 from .binding import Bound, Context, SubStates
 from .fingerprint import backbone_fingerprint
+from .fit import check_shapes, match
 from .generation import TOKEN_MASK, follow_generation
 from .layer import DeltaMemLayer
 from .state import Fingerprint, MemoryState
@@ -65,7 +66,7 @@ class DeltaMemory(nn.Module):
         attentions = select_attention(model, self.config)
         self._attentions = attentions
         self._names = [a.name for a in attentions]
-        weights = _match(adapter, attentions)
+        weights = match(adapter, attentions)
         layers = [_build(adapter, attention, weights[attention.name], dtype) for attention in attentions]
         self.layers = nn.ModuleList(layers).requires_grad_(trainable)
         self._trainable = trainable
@@ -298,41 +299,14 @@ def _check_write(write: bool | Tensor) -> None:
     raise StateError(f"write is {got}: give True, False, or a bool tensor (B,) or (B, T)")
 
 
-def _match(adapter: Adapter, attentions: list[Attention]) -> dict[str, dict[str, Tensor]]:
-    """The adapter's weights for each attention module: by its name, or by the end of it (wrapped or bare models)."""
-    matched, used = {}, set()
-    for attention in attentions:
-        own = [
-            key
-            for key in adapter.layers
-            if key == attention.name or attention.name.endswith(f".{key}") or key.endswith(f".{attention.name}")
-        ]
-        if len(own) != 1:
-            raise AdapterError(
-                f"the adapter has {len(own) or 'no'} weights for {attention.name}; it was trained for "
-                f"{adapter.backbone or 'another backbone'} with layers {sorted(adapter.layers)[:3]} …"
-            )
-        matched[attention.name] = adapter.layers[own[0]]
-        used.add(own[0])
-    if not adapter.config.target_layers and (unused := sorted(set(adapter.layers) - used)):
-        raise AdapterError(f"the adapter has weights for layers that the model has not: {unused[:3]} …")
-    return matched
-
-
 def _build(
     adapter: Adapter, attention: Attention, weights: dict[str, Tensor], dtype: torch.dtype | None
 ) -> DeltaMemLayer:
     layer = DeltaMemLayer(adapter.config, attention.hidden_size, attention.widths)
     shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
-    for name, shape in shapes.items():
-        if name not in weights:
-            raise AdapterError(f"the adapter has no {name} for {attention.name}: its files and its config do not agree")
-        got = tuple(weights[name].shape)
-        if got != shape and not (name == "delta_scale_raw" and weights[name].numel() in (1, 4, shape[0])):
-            raise AdapterError(f"{attention.name}.{name}: the model needs shape {shape}, the adapter has {got}")
+    check_shapes(attention.name, weights, shapes)
+    for name in shapes:
         setattr(layer, name, nn.Parameter(weights[name].detach().clone()))
-    if extra := sorted(set(weights) - set(shapes)):
-        raise AdapterError(f"the adapter has weights that its config does not use: {attention.name}.{extra}")
     reference = next((p for p in attention.module.parameters() if p.device.type != "meta"), None)
     device = reference.device if reference is not None else "cpu"
     floating = reference.dtype if reference is not None and reference.is_floating_point() else torch.float32

@@ -220,6 +220,8 @@ class Reading(Store):
         if where.ids is not None:
             ids = list(where.ids)
             query = query.where(EntryRow.entry_id.in_(ids) | EntryRow.message_id.in_(ids))
+        if where.hashes is not None:
+            query = query.where(EntryRow.content_hash.in_(list(where.hashes)))
         if where.source is not None:
             query = query.where(EntryRow.source == where.source)
         if where.thread_id is not None:

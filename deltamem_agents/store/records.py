@@ -152,6 +152,7 @@ class Filter:
     text: str | None = None
     since: datetime | None = None  # at this time or later
     until: datetime | None = None  # before this time
+    hashes: Collection[str] | None = None  # content hashes
 
 
 EVERYTHING = Filter()

@@ -224,6 +224,7 @@ class StoreContract:
             (Filter(since=later), []),
             (Filter(until=later, text="o"), [first, second]),
             (Filter(ids=[]), []),
+            (Filter(hashes=[second.entry.content_hash, "none"]), [second]),
         ):
             assert store.records("a", where) == expected, where
 

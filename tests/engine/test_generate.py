@@ -6,6 +6,8 @@ from threading import Event, Thread
 import pytest
 
 from deltamem_agents.engine import Request, load_engine
+from deltamem_agents.engine.pending import Chunks
+from deltamem_agents.engine.text import ChatText
 from deltamem_agents.errors import ContextOverflow, StateError
 from deltamem_agents.memory import MemoryState
 
@@ -18,7 +20,11 @@ LONGER = [
 ]
 TOOL = {
     "type": "function",
-    "function": {"name": "look_up", "description": "", "parameters": {"type": "object", "properties": {}}},
+    "function": {
+        "name": "look_up",
+        "description": "",
+        "parameters": {"type": "object", "properties": {"item": {"type": "string"}}},
+    },
 }
 
 
@@ -220,6 +226,48 @@ def test_tool_calls_are_taken_out_of_streams(engine, monkeypatch):
     assert "".join(chunk.text for chunk in engine.stream(ASK, tools=[TOOL])) == "Let me see."
     (plain,) = engine.generate([ASK])
     assert plain.text.endswith(call) and not plain.tool_calls
+
+
+def test_streams_show_each_call_when_it_is_whole(engine, monkeypatch):
+    call = '<tool_call>\n{"name": "look_up", "arguments": {"item": "rice"}}\n</tool_call>'
+    script(monkeypatch, engine, f"{call}<tool_call>[]</tool_call> One. {call} Two.")
+    chunks = list(engine.stream(ASK, tools=[TOOL]))
+    whole = chunks[-1].generation
+    assert [c for chunk in chunks for c in chunk.calls] == whole.tool_calls and len(whole.tool_calls) == 2
+    assert len(whole.invalid_tool_calls) == 1 and whole.text == "One.\nTwo."
+    shown = [i for i, chunk in enumerate(chunks) if chunk.calls]
+    said = ["".join(chunk.text for chunk in chunks[: i + 1]) for i in shown]
+    assert said[0] == "" and said[1].endswith("One.") and "Two" not in said[1]
+
+
+def test_without_parallel_calls_a_reply_ends_after_the_first(engine, monkeypatch):
+    call = '<tool_call>\n{"name": "look_up", "arguments": {"item": "rice"}}\n</tool_call>'
+    script(monkeypatch, engine, f"See. {call}\n{call} done")
+    (whole,) = engine.generate([ASK], tools=[TOOL], parallel_tool_calls=False, stop=["zzz"])
+    assert (whole.text, len(whole.tool_calls), whole.finish_reason) == ("See.", 1, "tool_calls")
+    (both,) = engine.generate([ASK], tools=[TOOL])
+    assert whole.completion_tokens < both.completion_tokens and len(both.tool_calls) == 2
+
+
+def test_template_options_reach_the_template(engine, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ChatText, "prompt", lambda self, *given: (seen.append(given), [5, 6])[1])
+    engine.generate([ASK], max_new_tokens=1)
+    engine.generate([ASK], template_options={"enable_thinking": False}, max_new_tokens=1)
+    assert seen == [(ASK, None), (ASK, None, {"enable_thinking": False})]
+
+
+def test_a_stream_that_takes_too_long(engine):
+    engine.lock.acquire()
+    try:
+        reply = engine.scheduler.submit(Request(ASK, max_new_tokens=200))
+        with pytest.raises(TimeoutError, match=r"0\.05 seconds"):
+            next(Chunks(reply, timeout=0.05))
+    finally:
+        engine.lock.release()
+    assert reply.result().completion_tokens < 200
+    in_time = Chunks(engine.scheduler.submit(Request(ASK, max_new_tokens=3)), timeout=20)
+    assert list(in_time)[-1].generation.completion_tokens == 3
 
 
 def test_a_named_tool_is_called(engine, monkeypatch):

@@ -87,6 +87,16 @@ def test_markup_is_held_back_until_it_is_certain():
     assert ReplySplitter(active=False).feed(GOOD) == GOOD
 
 
+@pytest.mark.parametrize("size", [1, 7, None])
+def test_a_single_call_is_the_last_thing_that_is_taken(size):
+    for first in (GOOD, "<tool_call>[]</tool_call>"):
+        splitter = ReplySplitter(single=True)
+        text = f"See: {first} and {GOOD} more"
+        pieces = [text[i : i + size] for i in range(0, len(text), size)] if size else [text]
+        assert "".join(splitter.feed(piece) for piece in pieces) + splitter.finish() == "See:"
+        assert splitter.over and len(splitter.calls) + len(splitter.invalid) == 1
+
+
 def test_forced_names():
     tools = [{"type": "function", "function": {"name": "a"}}, {"name": "b"}]
     assert forced_names(tools, None) == forced_names(tools, "auto") == []

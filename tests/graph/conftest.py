@@ -15,4 +15,4 @@ def tiny_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tiny_adapter: Path, tmp_path: Path) -> DeltaMemChatModel:
-    return DeltaMemChatModel(adapter=str(tiny_adapter), device="cpu", store=str(tmp_path / "memory.db"), max_tokens=6)
+    return DeltaMemChatModel(adapter=str(tiny_adapter), device="cpu", store=str(tmp_path / "memory.db"), max_tokens=16)

@@ -1,0 +1,71 @@
+"""What the engine is asked for one call, and how the pieces of its reply are passed on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from ..engine import Request
+from ..engine.reply import Chunk
+from ..memory import MemoryState
+from .calls import choice_of
+from .messages import to_chunk, to_last_chunk, to_message
+from .structured import schema_of
+
+
+def to_request(
+    messages: Sequence[BaseMessage], stop: Sequence[str] | str | None, options: Mapping[str, Any]
+) -> Request:
+    """The engine's request; ``options`` are a call's arguments over the model's own settings.
+
+    Raises:
+        ValueError: a message, a tool, a tool choice or a response format that is not understood.
+    """
+    tools = [convert_to_openai_tool(tool) for tool in options.get("tools") or ()]
+    template = dict(options.get("chat_template_kwargs") or {})
+    if options.get("thinking") is not None:
+        template["enable_thinking"] = options["thinking"]
+    parallel = options.get("parallel_tool_calls")
+    return Request(
+        conversation=[to_message(message) for message in messages],
+        tools=tools or None,
+        max_new_tokens=options.get("max_tokens") or options.get("max_completion_tokens") or 256,
+        stop=_texts(stop if stop is not None else options.get("stop")),
+        temperature=options.get("temperature") or 0.0,
+        top_p=options.get("top_p"),
+        seed=options.get("seed"),
+        tool_choice=choice_of(options.get("tool_choice")),
+        schema=schema_of(options.get("response_format")),
+        parallel_tool_calls=parallel is None or bool(parallel),
+        template_options=template or None,
+    )
+
+
+def scaled(state: MemoryState, scale: float) -> MemoryState:
+    """``state``, of which everything that is read counts ``scale`` times: S q is linear in S."""
+    if scale == 1.0:
+        return state
+    if scale < 0:
+        raise ValueError(f"memory_scale must be at least 0, got {scale}")
+    return replace(state, tensors={name: tensor * scale for name, tensor in state.tensors.items()})
+
+
+class Said:
+    """Numbers the tool calls of one streamed reply, and ends it with its metadata."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._metadata, self._calls = dict(metadata), 0
+
+    def chunk(self, chunk: Chunk) -> ChatGenerationChunk:
+        """One piece as LangChain passes it on."""
+        first, self._calls = self._calls, self._calls + len(chunk.calls)
+        if chunk.generation is None:
+            return ChatGenerationChunk(message=to_chunk(chunk, first))
+        return ChatGenerationChunk(message=to_last_chunk(chunk, first, self._metadata))
+
+
+def _texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
