@@ -25,19 +25,25 @@ def adapter_fingerprint(config: AdapterConfig, tensors: Mapping[str, Tensor]) ->
 def backbone_fingerprint(model: nn.Module) -> str:
     """Hash of the names, shapes and 64 evenly spaced values (as bfloat16) of every parameter of the frozen model.
 
-    The same checkpoint has the same hash in float32 and in bfloat16 and on every device.
+    The same checkpoint has the same hash in float32 and in bfloat16 and on every device. Quantised, it has another one:
+    what it writes differs.
     """
     digest = hashlib.sha256()
     sampled = []
     for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         if parameter.device.type != "meta" and parameter.is_floating_point():
-            flat = parameter.detach().flatten()
+            flat = _plain(parameter.detach()).flatten()
             step = max(1, flat.numel() // SAMPLES)
             sampled.append(flat[::step][:SAMPLES].to(torch.bfloat16))
     for part in _to_cpu(sampled):
         digest.update(part.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:DIGITS]
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A quantised weight that is a tensor of its library's own class, as the numbers that it stands for."""
+    return value if type(value) is Tensor else value.dequantize()
 
 
 def _to_cpu(parts: list[Tensor]) -> list[Tensor]:

@@ -143,3 +143,18 @@ def test_options_that_cannot_be(tiny_adapter):
         load_engine(tiny_adapter, device="cpu", backbone_revision="v2")
     with pytest.raises(BackboneError, match="holds a bytearray"):
         load_engine(tiny_adapter, device="cpu", model_options={"x": [bytearray()]})
+
+
+def test_quantised_weights(tiny_adapter):
+    """Real int8 weights; runs where torchao and accelerate are installed (the extra "quantized")."""
+    quantization = pytest.importorskip("torchao.quantization")
+    pytest.importorskip("accelerate")
+    config = transformers.TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    engine = load_engine(tiny_adapter, device="cpu", model_options={"quantization_config": config})
+    weight = engine.model.base_model.layers[0].self_attn.q_proj.weight
+    assert type(weight).__module__.startswith("torchao")
+    assert engine.fingerprint != load_engine(tiny_adapter, device="cpu").fingerprint
+    state = engine.write(engine.new_state(), [{"role": "user", "content": "The rice."}])
+    assert any(tensor.abs().sum() > 0 for tensor in state.tensors.values())
+    asked = [[{"role": "user", "content": "x"}]]
+    assert engine.generate(asked, state, max_new_tokens=8)[0].text != engine.generate(asked, max_new_tokens=8)[0].text
