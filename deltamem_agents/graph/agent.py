@@ -96,7 +96,8 @@ class _Answer:
             prompt.insert(0, SystemMessage(self.system_prompt))
         version = state.get("memory_version")
         model = self.first if start == len(messages) - 1 else self.later
-        return model, prompt, {} if version is None else {"memory_version": version}
+        options: dict[str, Any] = {"history": "all"}  # of what is in the prompt: it was chosen here
+        return model, prompt, options if version is None else options | {"memory_version": version}
 
 
 def _turn_start(messages: Sequence[BaseMessage]) -> int:

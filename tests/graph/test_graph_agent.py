@@ -72,13 +72,14 @@ def test_tool_results_are_committed_together_before_the_next_call(model):
 def test_the_prompt_holds_this_turn_alone(model, monkeypatch):
     agent = create_deltamem_agent(model, system_prompt="be brief", checkpointer=InMemorySaver())
     prompts = []
-    original = type(model)._generate
+    engine = type(model.engine.scheduler)
+    original = engine.generate
 
-    def spy(self, messages, *args, **kwargs):
-        prompts.append([m.content for m in messages])
-        return original(self, messages, *args, **kwargs)
+    def spy(self, requests, *args, **kwargs):
+        prompts.extend([m["content"] for m in request.conversation] for request in requests)
+        return original(self, requests, *args, **kwargs)
 
-    monkeypatch.setattr(type(model), "_generate", spy)
+    monkeypatch.setattr(engine, "generate", spy)
     for text in ("the rice", "the tank"):
         agent.invoke({"messages": [("user", text)]}, config(thread="1"))
     assert prompts == [["be brief", "the rice"], ["be brief", "the tank"]]
