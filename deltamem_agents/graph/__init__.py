@@ -3,19 +3,34 @@
 lineage.py   which version a thread reads, and after which it writes
 writer.py    the node that writes turns and tool results
 agent.py     model -> tools -> memory, ready made
+nodes.py     nodes for any graph: recall, reset, compact
 progress.py  plans and reports of progress, as messages
+tasks.py     the life of a task: plan, reports, outcome; tools for a model that plans
 """
 
 from .agent import create_deltamem_agent
 from .lineage import DeltaMemState
+from .nodes import CompactNode, RecalledState, RecallNode, ResetNode, with_recalled
 from .progress import open_task, report_progress
+from .tasks import Task, TaskWriter, current_task, end_task, start_task, task_tools
 from .writer import DeltaMemReader, DeltaMemWriter
 
 __all__ = [
+    "CompactNode",
     "DeltaMemReader",
     "DeltaMemState",
     "DeltaMemWriter",
+    "RecallNode",
+    "RecalledState",
+    "ResetNode",
+    "Task",
+    "TaskWriter",
     "create_deltamem_agent",
+    "current_task",
+    "end_task",
     "open_task",
     "report_progress",
+    "start_task",
+    "task_tools",
+    "with_recalled",
 ]

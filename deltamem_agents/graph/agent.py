@@ -13,7 +13,8 @@ from langgraph.prebuilt import ToolNode
 
 from ..chat_model import DeltaMemChatModel
 from .lineage import DeltaMemState
-from .writer import DeltaMemReader, DeltaMemWriter
+from .tasks import TaskWriter
+from .writer import DeltaMemReader
 
 
 def create_deltamem_agent(
@@ -44,7 +45,7 @@ def create_deltamem_agent(
         >>> agent.invoke({"messages": [("user", "The port of atlas is 8443.")]},
         ...              {"configurable": {"agent_id": "ops"}})  # doctest: +SKIP
     """
-    writer = DeltaMemWriter(model)
+    writer = TaskWriter(model)
     remember = RunnableLambda(writer, afunc=writer.awrite, name="remember")
     answer = _Answer(model, tools, system_prompt, tool_choice, history)
     graph = StateGraph(DeltaMemState)

@@ -1,4 +1,4 @@
-"""The examples run as they stand, with the embedded model."""
+"""The examples run as they stand, with the embedded model; that for a GPU with a tiny backbone of the same kind."""
 
 import os
 import subprocess
@@ -6,13 +6,42 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import build_adapter_folder
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+FOLDER = Path(__file__).parents[2] / "examples"
+SAYS = {
+    "01_chain": ["48213", "green tea", "I don't know."],
+    "03_agent_across_restarts": ["tuesday     7204", "tuesday     Rotate the keys."],
+    "04_middleware": ["approved: get_service", "beacon? 7204", "drink? green tea", "Aurora? I don't know."],
+    "05_supervisor": ["services: 4821", "people: green tea", "people, of atlas: I don't know."],
+    "06_time_travel": ["now: 7204", "then: 4821", "the head stayed: True", "fork of it: 4821", "rolled back: 4821"],
+    "07_forget_a_person": ["green tea", "I don't know.", "4821", "found by words: []", "in the file: False"],
+}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(example: Path, tmp_path: Path) -> None:
-    env = os.environ | {"DELTAMEM_STORE": str(tmp_path / "memory.db")}
-    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, env=env, timeout=120)
+def run(name: str, folder: Path, *words: str) -> str:
+    env = os.environ | {"DELTAMEM_STORE": str(folder / "memory.db")}
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) >= 7
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(SAYS))
+def test_an_example_says_what_it_shows(name: str, tmp_path: Path) -> None:
+    said = run(name, tmp_path).splitlines()
+    for line in SAYS[name]:
+        assert any(line in one for one in said), (line, said)
+
+
+def test_another_backbone(tmp_path: Path) -> None:
+    folder = build_adapter_folder(tmp_path / "tiny")
+    where = ["--adapter", str(folder / "adapter"), "--backbone", str(folder / "backbone")]
+    said = run("08_qwen3_on_a_gpu", tmp_path, *where, "--device", "cpu", "--decode", "eager")
+    assert "on cpu" in said and said.count("tokens in") == 3
+
+
+def test_all_examples_are_short_and_tested() -> None:
+    found = {path.stem: path for path in FOLDER.glob("*.py")}
+    assert set(SAYS) | {"08_qwen3_on_a_gpu"} == set(found)
+    assert all(len(path.read_text(encoding="utf-8").splitlines()) < 80 for path in found.values())
