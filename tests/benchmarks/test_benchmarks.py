@@ -64,6 +64,7 @@ def test_sft(tmp_path: Path, options: tuple[str, ...]) -> None:
         assert row["ratio"] > 0 and row["parameters"] > 0
 
 
+@pytest.mark.slow
 def test_decode(tmp_path: Path) -> None:
     document = run("gpu_decode", tmp_path, "--decode", "graph", "eager", name="graph")
     assert [(row["mode"], row["batch"]) for row in document["rows"]] == [(m, n) for m in MODES for n in (1, 4)]
@@ -89,6 +90,7 @@ def test_cold(tmp_path: Path) -> None:
         assert run_["to_first_token_s"] < run_["whole_s"]
 
 
+@pytest.mark.slow
 def test_cpu(tmp_path: Path) -> None:
     document = run("cpu", tmp_path, "--threads", "1")
     assert document["environment"]["threads"] == 1
