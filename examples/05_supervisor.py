@@ -50,5 +50,5 @@ for text in (
     print(f"> {text}\n{last.name}: {last.text}")
 
 # Each knows what it was told, and nothing of what the other was told.
-print("people, of atlas:", model.invoke("What is the port of atlas?", agent_id="people", remember=False).text)
+print("people, of atlas:", model.invoke("What is the port of atlas?", agent_id="people").text)
 print("services, of the drink:", model.invoke("What is my favourite drink?", agent_id="services").text)

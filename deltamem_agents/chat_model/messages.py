@@ -16,7 +16,8 @@ from .routing import Router, sub_states_of
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
 RECALLED = "deltamem_recall"  # lc_source of quotations from the journal: what is written already
-NOT_SAID = ("summarization", RECALLED)  # lc_source of messages that nobody said
+SUMMARY = "summarization"  # lc_source of what SummarizationMiddleware puts in the place of messages
+NOT_SAID = (SUMMARY, RECALLED)  # lc_source of messages that nobody said
 SAID_ELSEWHERE = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking")
 
 

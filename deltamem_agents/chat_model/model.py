@@ -43,8 +43,9 @@ class DeltaMemChatModel(RememberingChatModel):
     ``config["configurable"]["agent_id"]``, ``agent_id`` of the graph's runtime context, the model's own field. The
     answer is computed with its memory at ``memory_version`` (looked for in the same places; default: the head).
 
-    In a plain chain, the turn (what was said since the last reply, and the answer) is remembered after a whole answer.
-    Inside of LangGraph, and with a memory version that was asked for by name, calls only read.
+    In a plain chain, each message that a call is given is remembered once, and so is the answer when it is whole; the
+    model sees the current turn of them (``history``). The rules are in turns.py. Inside of LangGraph, and with a memory
+    version that was asked for by name, calls only read.
 
     Example:
         >>> model = DeltaMemChatModel(adapter="./my-adapter", agent_id="otto")  # doctest: +SKIP
@@ -71,13 +72,14 @@ class DeltaMemChatModel(RememberingChatModel):
         """Write messages to an agent's memory, exactly once: the same messages after the same parent are one version.
 
         Args:
-            messages: in their order. Summaries (``additional_kwargs["lc_source"] == "summarization"``) are left out.
+            messages: in their order. Summaries and recalled quotations (they say so in
+                ``additional_kwargs["lc_source"]``) are left out.
             agent_id: whose memory.
             parent: version to write after (None: the empty memory). Default: the agent's head; when that moves in the
                 meantime, the messages are written again after the new one.
             move_head: whether the new version becomes the agent's head.
-            routes: names of sub-states for each message, instead of ``additional_kwargs["sub_state"]`` and the default
-                (human, tool and system messages to ``facts``, replies to ``task_progress``).
+            routes: names of sub-states for each message, instead of ``additional_kwargs["sub_state"]``, the router and
+                the default (human, tool and system messages to ``facts``, replies to ``task_progress``).
             thread_id, run_id: where they come from, for the journal.
 
         Returns:

@@ -10,6 +10,7 @@ from langgraph.runtime import Runtime
 
 from ..chat_model import DeltaMemChatModel
 from ..chat_model.history import turn_start
+from ..chat_model.messages import SUMMARY
 from ..chat_model.serving import served
 from .lineage import DeltaMemState, unwritten
 from .tasks import TaskWriter
@@ -22,8 +23,6 @@ except ImportError as error:
     raise ImportError(
         "DeltaMemMiddleware needs langchain 1.4 or later: pip install 'deltamem-agents[langchain]'"
     ) from error
-
-SUMMARY = "summarization"  # lc_source of what SummarizationMiddleware puts in the place of messages
 
 
 class DeltaMemAgentState(AgentState[Any]):
@@ -122,7 +121,7 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemAgentState, Any, Any]):
                 "create_agent, and other middleware that chooses models, a DeltaMemChatModel"
             )
         start = turn_start(["user" if isinstance(m, HumanMessage) else m.type for m in request.messages])
-        settings = {**request.model_settings, "agent_id": self._agent_id()}
+        settings = {**request.model_settings, "agent_id": self._agent_id(), "history": "all"}  # of what is chosen here
         if (version := request.state.get("memory_version")) is not None:
             settings["memory_version"] = version
         return request.override(messages=request.messages[max(0, start - self.history) :], model_settings=settings)

@@ -134,6 +134,21 @@ def test_a_restart_between_turns_changes_nothing(scripted, tmp_path):
     assert_same_memory(one, other)
 
 
+def test_the_history_that_was_asked_for_reaches_the_engine(model, monkeypatch):
+    prompts, scheduler = [], type(model.engine.scheduler)
+    generate = scheduler.generate
+
+    def spy(self, requests, *args, **kwargs):
+        prompts.extend([m["content"] for m in request.conversation] for request in requests)
+        return generate(self, requests, *args, **kwargs)
+
+    monkeypatch.setattr(scheduler, "generate", spy)
+    agent = create_agent(model, middleware=[DeltaMemMiddleware(model, history=2)], checkpointer=InMemorySaver())
+    for text in ("the rice", "the tank"):
+        reply = agent.invoke({"messages": [("user", text)]}, config())["messages"][1].text
+    assert prompts == [["the rice"], ["the rice", reply, "the tank"]]
+
+
 def test_the_prompt_holds_this_turn_and_the_history_that_was_asked_for(scripted):
     model = scripted()
     run(with_memory(model, history=2))
