@@ -9,7 +9,7 @@ from hypothesis import settings
 
 torch.set_num_threads(1)
 
-# The same examples in every run, here and in continuous integration; `pytest --hypothesis-profile default` draws others.
+# The same examples in every run, here and in continuous integration; --hypothesis-profile default draws others.
 settings.register_profile("same", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.load_profile("same")
 

@@ -1,7 +1,9 @@
 """What the engine is asked for one call, and how the pieces of its reply are passed on."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from langchain_core.messages import BaseMessage
@@ -14,6 +16,15 @@ from ..memory import MemoryState
 from .calls import choice_of
 from .messages import to_chunk, to_last_chunk, to_message
 from .structured import schema_of
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the engine is asked, the state that it reads, and what the reply's metadata say of both."""
+
+    request: Request
+    state: MemoryState | None
+    metadata: dict[str, Any]
 
 
 def to_request(
@@ -44,6 +55,23 @@ def to_request(
     )
 
 
+def with_reply_id(request: Request, messages: Sequence[BaseMessage], *read: Any) -> Request:
+    """The request with an id that its reply gets again when the same call is made again.
+
+    So a turn that is made again after a crash is the same turn, and is written once. Where the reply may be another one
+    (it is sampled without a seed), or a message has no id, so that this cannot be told from another call of the same
+    words, the reply gets a new id every time.
+
+    Args:
+        read: whose memory is read, at which version, and how.
+    """
+    ids = [message.id for message in messages if message.type != "system"]
+    if not ids or None in ids or (request.temperature > 0 and request.seed is None):
+        return request
+    call = json.dumps([read, ids, asdict(request)], sort_keys=True, default=str)
+    return replace(request, reply_id=f"deltamem-{hashlib.sha256(call.encode()).hexdigest()[:32]}")
+
+
 def scaled(state: MemoryState, scale: float) -> MemoryState:
     """``state``, of which everything that is read counts ``scale`` times: S q is linear in S."""
     if scale == 1.0:
@@ -56,15 +84,15 @@ def scaled(state: MemoryState, scale: float) -> MemoryState:
 class Said:
     """Numbers the tool calls of one streamed reply, and ends it with its metadata."""
 
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self._metadata, self._calls = dict(metadata), 0
+    def __init__(self, asked: Asked) -> None:
+        self._metadata, self._id, self._calls = asked.metadata, asked.request.reply_id, 0
 
     def chunk(self, chunk: Chunk) -> ChatGenerationChunk:
         """One piece as LangChain passes it on."""
         first, self._calls = self._calls, self._calls + len(chunk.calls)
-        if chunk.generation is None:
-            return ChatGenerationChunk(message=to_chunk(chunk, first))
-        return ChatGenerationChunk(message=to_last_chunk(chunk, first, self._metadata))
+        message = to_chunk(chunk, first) if chunk.generation is None else to_last_chunk(chunk, first, self._metadata)
+        message.id = self._id
+        return ChatGenerationChunk(message=message)
 
 
 def _texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:

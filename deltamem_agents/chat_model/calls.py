@@ -1,11 +1,12 @@
 """How calls run: threads, tool choices, errors as LangChain names them."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,11 +20,26 @@ from .serving import Served
 
 T = TypeVar("T")
 
+ARGUMENTS = frozenset(
+    "agent_id memory_version use_memory memory_scale history recall recall_tokens timeout thinking "
+    "chat_template_kwargs temperature top_p seed max_tokens max_completion_tokens stop tools tool_choice "
+    "parallel_tool_calls response_format".split()
+)  # of a call of the model
+OF_LANGCHAIN = frozenset(("strict", "ls_structured_output_format", "stream_usage"))  # passed along; no effect here
+
 _threads = ThreadPoolExecutor(ROWS, thread_name_prefix="deltamem")
 
 
 class PromptTooLong(ContextOverflow, ContextOverflowError):
     """A prompt does not fit into the context window, as this library and as LangChain names it."""
+
+
+def check_arguments(kwargs: Iterable[str]) -> None:
+    """Raise TypeError for an argument of a call that the model does not know, as for a function's."""
+    if unknown := [name for name in kwargs if name not in ARGUMENTS | OF_LANGCHAIN]:
+        near = get_close_matches(unknown[0], ARGUMENTS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(ARGUMENTS))}"
+        raise TypeError(f"a call of DeltaMemChatModel has no argument {unknown[0]!r}: {hint}")
 
 
 @contextmanager

@@ -104,9 +104,10 @@ def from_entry(entry: Entry) -> dict[str, Any]:
     return {"role": entry.role, "content": entry.content, **(entry.payload or {})}
 
 
-def to_reply(generation: Generation, metadata: dict[str, Any]) -> AIMessage:
-    """The whole answer."""
+def to_reply(generation: Generation, metadata: dict[str, Any], reply_id: str | None = None) -> AIMessage:
+    """The whole answer. Without an id, LangChain gives it one."""
     return AIMessage(
+        id=reply_id,
         content=generation.text,
         tool_calls=[tool_call(name=c["name"], args=c["arguments"], id=c["id"]) for c in generation.tool_calls],
         invalid_tool_calls=[

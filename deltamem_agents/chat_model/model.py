@@ -16,14 +16,13 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from ..engine import Request
 from ..engine.load import local_window
 from ..engine.pending import Chunks
 from ..engine.tool_calls import forced_names
 from ..memory import MemoryState
 from ..store import Filter
-from .asking import Said, scaled, to_request
-from .calls import Call, choice_of, in_thread, noted, overflow, traced_step
+from .asking import Asked, Said, scaled, to_request, with_reply_id
+from .calls import Call, check_arguments, choice_of, in_thread, noted, overflow, traced_step
 from .handle import AgentHandle
 from .history import seen
 from .memory import HEAD, Head
@@ -31,7 +30,7 @@ from .messages import to_message, to_reply
 from .recall import recall, with_recall
 from .remembering import RememberingChatModel
 from .replay import Forgotten, forget
-from .serving import require_agent, served
+from .serving import EMPTY, require_agent, served
 from .structured import Method, structured
 from .turns import finish_turn, plan_turn, write_earlier
 
@@ -41,7 +40,8 @@ class DeltaMemChatModel(RememberingChatModel):
 
     Every call serves one agent, named by (the first that is given) ``agent_id=`` with the call,
     ``config["configurable"]["agent_id"]``, ``agent_id`` of the graph's runtime context, the model's own field. The
-    answer is computed with its memory at ``memory_version`` (looked for in the same places; default: the head).
+    answer is computed with its memory at ``memory_version`` (looked for in the same places; "empty": the memory in
+    which nothing was written; default: the head).
 
     In a plain chain, each message that a call is given is remembered once, and so is the answer when it is whole; the
     model sees the current turn of them (``history``). The rules are in turns.py. Inside of LangGraph, and with a memory
@@ -182,8 +182,7 @@ class DeltaMemChatModel(RememberingChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        chunks, metadata = self._chunks(messages, stop, kwargs)
-        said = Said(metadata)
+        chunks, said = self._chunks(messages, stop, kwargs)
         with closing(chunks):
             for chunk in chunks:
                 yield said.chunk(chunk)
@@ -195,8 +194,7 @@ class DeltaMemChatModel(RememberingChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        chunks, metadata = await in_thread(self._chunks, messages, stop, kwargs)
-        said = Said(metadata)
+        chunks, said = await in_thread(self._chunks, messages, stop, kwargs)
         with closing(chunks):
             while (chunk := await in_thread(next, chunks, None)) is not None:
                 yield said.chunk(chunk)
@@ -204,37 +202,34 @@ class DeltaMemChatModel(RememberingChatModel):
     def _answer(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any], cancel: Event | None
     ) -> ChatResult:
-        request, state, metadata = self._asked(messages, stop, kwargs)
+        asked = self._asked(messages, stop, kwargs)
         timeout = kwargs.get("timeout", self.timeout)
         with overflow():
             if timeout is None:
-                (generation,) = self.engine.scheduler.generate([request], [state], cancel)
+                (generation,) = self.engine.scheduler.generate([asked.request], [asked.state], cancel)
             else:
-                generation = self.engine.scheduler.submit(request, state, cancel).result(timeout)
-        return ChatResult(generations=[ChatGeneration(message=to_reply(generation, metadata))])
+                generation = self.engine.scheduler.submit(asked.request, asked.state, cancel).result(timeout)
+        reply = to_reply(generation, asked.metadata, asked.request.reply_id)
+        return ChatResult(generations=[ChatGeneration(message=reply)])
 
     def _chunks(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> tuple[Chunks, dict[str, Any]]:
-        request, state, metadata = self._asked(messages, stop, kwargs)
+    ) -> tuple[Chunks, Said]:
+        asked = self._asked(messages, stop, kwargs)
         with overflow():
-            reply = self.engine.scheduler.submit(request, state)
-        return Chunks(reply, kwargs.get("timeout", self.timeout)), metadata
+            reply = self.engine.scheduler.submit(asked.request, asked.state)
+        return Chunks(reply, kwargs.get("timeout", self.timeout)), Said(asked)
 
-    def _asked(
-        self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
-    ) -> tuple[Request, MemoryState | None, dict[str, Any]]:
-        """What the engine is asked, the state that it reads, and what the reply's metadata say of both."""
+    def _asked(self, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]) -> Asked:
         metadata: dict[str, Any] = {"model_name": self.adapter, "model_provider": "deltamem"}
         seen_now = seen(messages, self._policy(kwargs), self.get_num_tokens_from_messages)
         state = None
+        read: tuple[Any, ...] = ()
         if kwargs.get("use_memory", self.use_memory):
             agent_id = require_agent(kwargs.get("agent_id"), self.agent_id)
-            if "memory_version" in kwargs:
-                version = kwargs["memory_version"]
-            else:
-                version = self.memory_version or self.opened_store.head(agent_id)
-            state = scaled(self.memories.load(agent_id, version), kwargs.get("memory_scale", self.memory_scale))
+            version = self._version(agent_id, kwargs)
+            read = agent_id, version, kwargs.get("memory_scale", self.memory_scale)
+            state = scaled(self.memories.load(agent_id, version), read[-1])
             metadata["memory_version"] = version
             if (k := kwargs.get("recall", self.recall)) and version is not None:
                 limit = kwargs.get("recall_tokens", self.recall_tokens)
@@ -243,7 +238,16 @@ class DeltaMemChatModel(RememberingChatModel):
                 )
                 seen_now = with_recall(seen_now, recalled)
                 metadata["recalled"] = 0 if recalled is None else len(recalled.entries)
-        return to_request(seen_now, stop, {**self._settings, **kwargs}), state, metadata
+        request = to_request(seen_now, stop, {**self._settings, **kwargs})
+        return Asked(with_reply_id(request, seen_now, *read), state, metadata)
+
+    def _version(self, agent_id: str, kwargs: Mapping[str, Any]) -> str | None:
+        """The version that a call reads (None: the empty memory)."""
+        if "memory_version" in kwargs:
+            version = kwargs["memory_version"]
+        else:
+            version = self.memory_version or self.opened_store.head(agent_id)
+        return None if version == EMPTY else version
 
     def _instead(self, kwargs: dict[str, Any]) -> "DeltaMemChatModel | None":
         name = kwargs.pop("model", None)
@@ -253,6 +257,7 @@ class DeltaMemChatModel(RememberingChatModel):
 
     def _begin(self, input: LanguageModelInput, config: RunnableConfig, kwargs: dict[str, Any]) -> Call:
         """So that caches and traces see them, agent id and memory version are arguments of the call."""
+        check_arguments(kwargs)
         if not kwargs.get("use_memory", self.use_memory):
             return Call(config, {key: kwargs[key] for key in kwargs if key not in ("agent_id", "memory_version")})
         who = served(config, kwargs, self.agent_id, self.memory_version)
@@ -264,6 +269,8 @@ class DeltaMemChatModel(RememberingChatModel):
             version = plan.version
         elif version is None:
             version = self.opened_store.head(who.agent_id)
+        elif version == EMPTY:
+            version = None
         facts = {"agent_id": who.agent_id, "memory_version": version, "recall": kwargs.get("recall", self.recall)}
         return Call(noted(config, facts), kwargs | {"agent_id": who.agent_id, "memory_version": version}, who, plan)
 
@@ -280,7 +287,7 @@ class DeltaMemChatModel(RememberingChatModel):
         if not kwargs.get("use_memory", self.use_memory):
             return key
         agent_id = require_agent(kwargs.get("agent_id"), self.agent_id)
-        version = kwargs.get("memory_version", self.memory_version) or self.opened_store.head(agent_id)
+        version = self._version(agent_id, kwargs)
         return "---".join((key, self.opened_store.location, self.tenant, agent_id, str(version)))
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:

@@ -9,12 +9,13 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from ..errors import MissingAgentId
 
+EMPTY = "empty"  # as a memory version: the memory in which nothing was written
 GRAPH = "__pregel_"  # keys of configurable inside of LangGraph begin with this
 
 
 @dataclass(frozen=True)
 class Served:
-    """The agent of one call, and the memory version that it asks for (None: the head)."""
+    """The agent of one call, and the memory version that it asks for (None: the head; EMPTY: the empty memory)."""
 
     agent_id: str
     pinned: str | None

@@ -43,7 +43,7 @@ class Row:
         self._unstopped = ""  # text that may be the beginning of a stop string
         self._stops = [stop for stop in request.stop if stop]
         self._detokenizer = Detokenizer(text)
-        self._splitter = ReplySplitter(active=tools is not None, single=not request.parallel_tool_calls)
+        self._splitter = ReplySplitter(tools is not None, not request.parallel_tool_calls, request.reply_id)
         self._reasoning = self._begin(text, constrained=bool(names) or request.schema is not None)
         self._marks = _hidden_marks(text) if self._reasoning.active else {}
         self._constraint: Constraint | None = None

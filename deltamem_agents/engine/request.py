@@ -24,6 +24,7 @@ class Request:
         parallel_tool_calls: False: the reply ends after its first tool call.
         template_options: further variables for the chat template.
         ids: token ids of the whole prompt, instead of a conversation.
+        reply_id: what the ids of tool calls are made from, so that the same reply has the same. None: random ids.
     """
 
     conversation: Sequence[Mapping[str, Any]] = ()
@@ -38,6 +39,7 @@ class Request:
     parallel_tool_calls: bool = True
     template_options: Mapping[str, Any] | None = None
     ids: Sequence[int] | None = None
+    reply_id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
-from uuid import uuid4
+from uuid import NAMESPACE_OID, uuid4, uuid5
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 NAME, ARGUMENTS = '\n{"name": "', '", "arguments":'  # what follows OPEN, and what follows the name
@@ -23,7 +23,7 @@ class ReplySplitter:
 
     White space beside a tool call belongs to the markup and is dropped; two pieces of text with calls between them are
     joined by a line break. Without ``active`` everything is text. With ``single``, what comes after the first call is
-    dropped.
+    dropped. Calls get random ids, or, with ``reply_id``, the same in every reply of that id.
 
     Attributes:
         calls: {"name", "arguments" (dict), "id"} of each valid call so far.
@@ -32,6 +32,7 @@ class ReplySplitter:
 
     active: bool = True
     single: bool = False
+    reply_id: str | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
     invalid: list[dict[str, Any]] = field(default_factory=list)
     _pending: str = ""
@@ -97,7 +98,9 @@ class ReplySplitter:
 
     def _take(self, body: str, unfinished: bool = False) -> None:
         self._after_call = True
-        identity = f"call_{uuid4().hex[:24]}"
+        number = len(self.calls) + len(self.invalid)
+        made = uuid4() if self.reply_id is None else uuid5(NAMESPACE_OID, f"{self.reply_id}/{number}")
+        identity = f"call_{made.hex[:24]}"
         try:
             name, arguments = parse_call(body)
         except ValueError as error:

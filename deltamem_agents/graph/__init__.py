@@ -5,6 +5,7 @@ writer.py    the node that writes turns and tool results
 agent.py     model -> tools -> memory, ready made
 nodes.py     nodes for any graph: recall, reset, compact
 progress.py  plans and reports of progress, as messages
+results.py   ids of tool results that stay the same when a turn is made again
 tasks.py     the life of a task: plan, reports, outcome; tools for a model that plans
 """
 
@@ -12,6 +13,7 @@ from .agent import create_deltamem_agent
 from .lineage import DeltaMemState
 from .nodes import CompactNode, RecalledState, RecallNode, ResetNode, with_recalled
 from .progress import open_task, report_progress
+from .results import awith_result_id, with_result_id
 from .tasks import Task, TaskWriter, current_task, end_task, start_task, task_tools
 from .writer import DeltaMemReader, DeltaMemWriter
 
@@ -25,6 +27,7 @@ __all__ = [
     "ResetNode",
     "Task",
     "TaskWriter",
+    "awith_result_id",
     "create_deltamem_agent",
     "current_task",
     "end_task",
@@ -33,4 +36,5 @@ __all__ = [
     "start_task",
     "task_tools",
     "with_recalled",
+    "with_result_id",
 ]

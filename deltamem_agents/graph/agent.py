@@ -13,6 +13,7 @@ from langgraph.prebuilt import ToolNode
 
 from ..chat_model import DeltaMemChatModel
 from .lineage import DeltaMemState
+from .results import awith_result_id, with_result_id
 from .tasks import TaskWriter
 from .writer import DeltaMemReader
 
@@ -56,7 +57,7 @@ def create_deltamem_agent(
     graph.add_edge("recall", "model")
     graph.add_edge("remember", END)
     if tools:
-        graph.add_node("tools", ToolNode(list(tools)))
+        graph.add_node("tools", ToolNode(list(tools), wrap_tool_call=with_result_id, awrap_tool_call=awith_result_id))
         graph.add_node("remember_results", remember)
         graph.add_conditional_edges("model", _wants_tools, {True: "tools", False: "remember"})
         graph.add_edge("tools", "remember_results")

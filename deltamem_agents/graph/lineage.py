@@ -3,14 +3,15 @@
 A thread keeps the version that it read last in its state, so that a replay or a fork from an older checkpoint reads the
 memory of that moment. One agent may serve many threads; its memory has one head:
 
-- A new thread begins at the head.
+- A new thread begins at the head. The memory in which nothing was written is kept as the version "empty".
 - When other threads moved the head meanwhile, the thread follows: its next messages are written after the new head. So
   it does when the agent was rolled back or moved to another adapter.
 - When the thread itself has written past its version (it was sent back to an older checkpoint), or its version is on a
   branch, what it writes becomes a branch. The head stays.
 - A message is written once on the way to a version: one whose id and content the journal has there already is left
   out, and so is one that was forgotten or rolled back. So a node that runs again, after a retry, a crash or a resume,
-  finds its messages written.
+  finds its messages written, and stands where they were written: at the head only if the thread wrote nothing later.
+- A turn of a new thread that was written, and lost its checkpoints, reads again what it read before.
 """
 
 from collections.abc import Collection
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 from langgraph.graph import MessagesState
 
+from ..chat_model.serving import EMPTY
 from ..store import Store
 
 Written = tuple[str | None, str]
@@ -25,17 +27,24 @@ Written = tuple[str | None, str]
 
 
 class DeltaMemState(MessagesState):
-    """Messages, and the version of the agent's memory that this thread reads (None: the agent's head)."""
+    """Messages, and the version of the agent's memory that this thread reads (None: the head; "empty": none yet)."""
 
     memory_version: str | None
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a thread stands: the version to read and to write after, and whether writing moves the head."""
+    """Where a thread stands: the version to read and to write after (None: the empty memory), and whether writing
+    moves the head.
+    """
 
     version: str | None
     moves_head: bool
+
+    @property
+    def pin(self) -> str:
+        """The version as a thread keeps it."""
+        return self.version or EMPTY
 
 
 def locate(
@@ -45,7 +54,7 @@ def locate(
 
     Args:
         thread: the thread's id, as the journal has it.
-        messages: what the thread is about to write; when the head has all of it already, it is not written again.
+        messages: what the thread is about to write. What is written already decides where it stands.
 
     Raises:
         VersionNotFound: ``pinned`` is not a version of this agent.
@@ -53,15 +62,31 @@ def locate(
     head = store.head(agent_id)
     if head is None or pinned is None:
         return Place(head, True)
-    version = store.resolve(agent_id, pinned)
-    if version is None or version == head or store.version(agent_id, version).retired:
+    version = None if pinned == EMPTY else store.resolve(agent_id, pinned)
+    if version == head or (version is not None and store.version(agent_id, version).retired):
         return Place(head, True)
-    if store.is_ancestor(agent_id, version, head):
+    if version is None or store.is_ancestor(agent_id, version, head):
         if messages and not unwritten(store, agent_id, head, messages):
-            return Place(head, True)
+            last = store.last_written(agent_id, head, messages)
+            if last is not None and (version is None or store.is_ancestor(agent_id, version, last)):
+                version = last
         if thread is None or not store.wrote_between(agent_id, thread, version, head):
             return Place(head, True)
     return Place(version, False)
+
+
+def begin(store: Store, agent_id: str, thread: str | None, message: Written) -> Place:
+    """Where a thread that keeps no version stands, before the turn that begins with a message.
+
+    At the head; or, when this thread has written that message already, where it stood before that.
+    """
+    head = store.head(agent_id)
+    at = None if head is None else store.last_written(agent_id, head, [message])
+    if at is not None and thread is not None:
+        before = store.version(agent_id, at).parent
+        if store.wrote_between(agent_id, thread, before, at):
+            return Place(before, False)
+    return Place(head, True)
 
 
 def unwritten(store: Store, agent_id: str, version: str | None, messages: Collection[Written]) -> set[Written]:
@@ -69,6 +94,6 @@ def unwritten(store: Store, agent_id: str, version: str | None, messages: Collec
     ids = {identity for identity, _ in messages if identity is not None}
     if not ids or store.head(agent_id) is None:
         return set(messages)
-    there = store.written(agent_id, version, ids) if version is not None else set()
+    there = set() if version is None or version == EMPTY else store.written(agent_id, version, ids)
     forgotten = store.tombstones(agent_id, ids)
     return {(i, content) for i, content in messages if (i, content) not in there and i not in forgotten}

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NotRequired
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.config import get_config
+from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
 
 from ..chat_model import DeltaMemChatModel
@@ -13,6 +14,7 @@ from ..chat_model.history import turn_start
 from ..chat_model.messages import SUMMARY
 from ..chat_model.serving import served
 from .lineage import DeltaMemState, unwritten
+from .results import Result, awith_result_id, with_result_id
 from .tasks import TaskWriter
 from .writer import DeltaMemReader, keyed
 
@@ -105,6 +107,16 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemAgentState, Any, Any]):
     ) -> ModelResponse[Any]:
         """The same for async calls."""
         return await handler(self._request(request))
+
+    def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Result]) -> Result:
+        """Run a tool; its result keeps its id when the turn is made again (results.py)."""
+        return with_result_id(request, handler)
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Result]]
+    ) -> Result:
+        """The same for async calls."""
+        return await awith_result_id(request, handler)
 
     def after_agent(self, state: DeltaMemAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Write the rest of the turn. Raises as :meth:`before_model`."""

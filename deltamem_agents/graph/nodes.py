@@ -64,15 +64,15 @@ class RecallNode(MemoryNode):
     # LangGraph takes the channels from this annotation
     def __call__(self, state: RecalledState, config: RunnableConfig) -> dict[str, Any]:  # type: ignore[override]
         """Returns "recalled" and "memory_version". Raises MissingAgentId, JournalNotKept."""
-        agent_id, thread = self._who(config)
+        agent_id, _ = self._who(config)
         model, store = self.model, self.model.opened_store
-        version = locate(store, agent_id, state.get("memory_version"), thread).version
-        if version is None:
-            return {"recalled": None, "memory_version": None}
+        place = self._place(state, config)
+        if place.version is None:
+            return {"recalled": None, "memory_version": place.pin}
         policy: Policy = "turn" if model.history is None else model.history
         shown = seen(state["messages"], policy, model.get_num_tokens_from_messages)
-        found = recall(store, agent_id, shown, self.k, self.max_tokens, model.get_num_tokens, version_id=version)
-        return {"recalled": None if found is None else found.text, "memory_version": version}
+        found = recall(store, agent_id, shown, self.k, self.max_tokens, model.get_num_tokens, version_id=place.version)
+        return {"recalled": None if found is None else found.text, "memory_version": place.pin}
 
 
 def with_recalled(messages: Sequence[BaseMessage], recalled: str | None) -> list[BaseMessage]:
@@ -120,7 +120,7 @@ class ResetNode(MemoryNode):
                 if not unwritten(memory.store, agent_id, place.version, [key]):
                     return {"memory_version": self._made(agent_id, place, thread, note)}
                 if self._is_empty(agent_id, place):
-                    return {"memory_version": place.version}
+                    return {"memory_version": place.pin}
                 try:
                     return {"memory_version": commit_reset(memory, agent_id, place, self.sub_state, [note])}
                 except HeadConflict:  # another process was first

@@ -9,12 +9,13 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from ..chat_model import DeltaMemChatModel
+from ..chat_model.history import role_of, turn_start
 from ..chat_model.messages import to_entries
 from ..chat_model.routing import Router
-from ..chat_model.serving import served
+from ..chat_model.serving import EMPTY, served
 from ..engine import Engine
 from ..errors import HeadConflict
-from .lineage import DeltaMemState, Place, Written, locate, unwritten
+from .lineage import DeltaMemState, Place, Written, begin, locate, unwritten
 
 PATIENCE = 300.0  # seconds for which a write is tried again while other processes are first
 
@@ -34,14 +35,23 @@ class _Node:
         thread = (config.get("configurable") or {}).get("thread_id")
         return who.agent_id, None if thread is None else str(thread)
 
+    def _place(self, state: DeltaMemState, config: RunnableConfig) -> Place:
+        """Where the thread stands at the beginning of a turn. Raises MissingAgentId."""
+        agent_id, thread = self._who(config)
+        store, pinned = self.model.opened_store, state.get("memory_version")
+        messages = state.get("messages") or []
+        if pinned is not None or thread is None or not messages or store.head(agent_id) is None:
+            return locate(store, agent_id, pinned, thread)
+        first = messages[turn_start([role_of(message) for message in messages])]
+        keys = [key for key, _ in keyed([first], self.model.engine, self.model.router)]
+        return begin(store, agent_id, thread, keys[0]) if keys else locate(store, agent_id, None, thread)
+
 
 class DeltaMemReader(_Node):
     """Node: puts the memory version that this turn reads into the state (see lineage.py)."""
 
     def __call__(self, state: DeltaMemState, config: RunnableConfig) -> dict[str, Any]:
-        agent_id, thread = self._who(config)
-        place = locate(self.model.opened_store, agent_id, state.get("memory_version"), thread)
-        return {"memory_version": place.version}
+        return {"memory_version": self._place(state, config).pin}
 
 
 class DeltaMemWriter(_Node):
@@ -61,7 +71,7 @@ class DeltaMemWriter(_Node):
     """
 
     def __call__(self, state: DeltaMemState, config: RunnableConfig) -> dict[str, Any]:
-        """Returns {"memory_version": the version after the write}.
+        """Returns {"memory_version": the version after the write ("empty": nothing was ever written)}.
 
         Raises:
             MissingAgentId: nobody said whose memory it is.
@@ -78,7 +88,7 @@ class DeltaMemWriter(_Node):
                 left = unwritten(memory.store, agent_id, place.version, keys)
                 todo = [message for key, message in messages if key in left]
                 try:
-                    return {"memory_version": self._write(agent_id, place, todo, thread, config)}
+                    return {"memory_version": self._write(agent_id, place, todo, thread, config) or EMPTY}
                 except HeadConflict:  # another process was first
                     if time.monotonic() > until:
                         raise

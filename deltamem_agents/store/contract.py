@@ -148,8 +148,15 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def wrote_between(self, agent_id: str, thread_id: str, old: str, new: str) -> bool:
-        """Whether a thread wrote anything beyond ``old`` on the way to ``new``."""
+    def last_written(self, agent_id: str, version_id: str, messages: Collection[tuple[str | None, str]]) -> str | None:
+        """The version on the way to ``version_id`` in which the last of these messages was written (None: no one was).
+
+        ``messages``: (message id, content hash). Raises VersionNotFound.
+        """
+
+    @abstractmethod
+    def wrote_between(self, agent_id: str, thread_id: str, old: str | None, new: str) -> bool:
+        """Whether a thread wrote anything beyond ``old`` (None: the empty memory) on the way to ``new``."""
 
     def diff(self, agent_id: str, old: str, new: str) -> Diff:
         """What lies between two versions. Raises VersionNotFound."""

@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, exists, func, select
+from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import AgentNotFound, CorruptStore, JournalNotKept, StatePruned, StoreError, VersionNotFound
+from . import once
 from .backend import Backend
 from .cipher import Cipher
 from .contract import Store
@@ -278,32 +279,20 @@ class Reading(Store):
 
     def written(self, agent_id: str, version_id: str, message_ids: Collection[str]) -> set[tuple[str, str]]:
         def read(c: Connection) -> set[tuple[str, str]]:
-            table, there = on_way(self._way(c, agent_id, version_id, None))
-            query = (
-                select(EntryRow.message_id, EntryRow.content_hash)
-                .join(VersionRow, VersionRow.pk == EntryRow.version_pk)
-                .where(EntryRow.agent_pk == self._agent_pk(c, agent_id))
-                .where(VersionRow.retired | exists(select(table.c.line).where(there)))
-            )
-            return {
-                (row.message_id, row.content_hash)
-                for ids in chunks(list(message_ids))
-                for row in c.execute(query.where(EntryRow.message_id.in_(ids)))
-            }
+            way = self._way(c, agent_id, version_id, None)
+            return once.written(c, way, self._agent_pk(c, agent_id), message_ids)
 
         return self._run(read)
 
-    def wrote_between(self, agent_id: str, thread_id: str, old: str, new: str) -> bool:
+    def last_written(self, agent_id: str, version_id: str, messages: Collection[tuple[str | None, str]]) -> str | None:
+        return self._run(lambda c: once.last_written(c, self._way(c, agent_id, version_id, None), messages))
+
+    def wrote_between(self, agent_id: str, thread_id: str, old: str | None, new: str) -> bool:
         def read(c: Connection) -> bool:
-            way = beyond(self._way(c, agent_id, new, None), self._way(c, agent_id, old, None))
-            table, there = on_way(way)
-            query = (
-                select(EntryRow.pk)
-                .join(VersionRow, VersionRow.pk == EntryRow.version_pk)
-                .join(table, there)
-                .where(EntryRow.thread_id == thread_id)
-            )
-            return c.execute(query.limit(1)).first() is not None
+            way = self._way(c, agent_id, new, None)
+            if old is not None:
+                way = beyond(way, self._way(c, agent_id, old, None))
+            return once.wrote(c, way, thread_id)
 
         return self._run(read)
 

@@ -207,6 +207,13 @@ class StoreContract:
         keys = {(e.message_id, e.content_hash) for e in entries}
         assert store.written("a", second.version_id, ["1", "2", "4"]) == keys
         assert store.written("a", first.version_id, ["3"]) == set()
+        everything = [*keys, ("3", note("z").content_hash)]
+        assert store.last_written("a", second.version_id, everything) == second.version_id
+        assert store.last_written("a", second.version_id, keys) == first.version_id
+        assert store.last_written("a", first.version_id, [("1", "another text"), ("3", note("z").content_hash)]) is None
+        assert store.last_written("a", first.version_id, [(None, entries[0].content_hash)]) is None
+        assert store.wrote_between("a", "t", None, first.version_id)
+        assert not store.wrote_between("a", "u", None, first.version_id)
         assert store.wrote_between("a", "u", first.version_id, second.version_id)
         assert not store.wrote_between("a", "t", first.version_id, second.version_id)
 

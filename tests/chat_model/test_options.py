@@ -52,6 +52,21 @@ def test_a_call_compared_without_memory_writes_nothing(make_model):
     assert model.opened_store.head("otto") is None
 
 
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [("temprature", "did you mean 'temperature'"), ("remember", "known are agent_id, "), ("memory", "did you mean")],
+)
+def test_an_unknown_argument_of_a_call_is_an_error(make_model, argument, hint):
+    model = make_model(agent_id="otto")
+    with pytest.raises(TypeError, match=f"no argument '{argument}': {hint}"):
+        model.invoke([TOLD], **{argument: 1})
+    with pytest.raises(TypeError, match=argument):
+        list(model.bind(**{argument: 1}).stream([TOLD]))
+    with pytest.raises(TypeError, match=argument):
+        asyncio.run(model.ainvoke([TOLD], **{argument: 1}))
+    assert model.opened_store.head("otto") is None
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_timeouts(make_model, streamed):
     model = make_model(agent_id="otto", max_tokens=400, timeout=0.05)

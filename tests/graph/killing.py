@@ -71,11 +71,12 @@ def _calls(messages: Sequence[BaseMessage]) -> AIMessage | None:
     if not isinstance(messages[-1], HumanMessage):
         return None
     calls = [{"name": "look_up", "args": {"item": item}, "id": f"{item}-{len(messages)}"} for item in ("rice", "tank")]
-    return AIMessage("", tool_calls=calls)  # type: ignore[arg-type]
+    identity = None if messages[-1].id is None else f"calls for {messages[-1].id}"  # the same again, as the model's own
+    return AIMessage("", tool_calls=calls, id=identity)  # type: ignore[arg-type]
 
 
 def _chunk(message: AIMessage) -> AIMessageChunk:
-    return AIMessageChunk("", tool_calls=message.tool_calls, chunk_position="last")
+    return AIMessageChunk("", tool_calls=message.tool_calls, id=message.id, chunk_position="last")
 
 
 def calling(adapter: object, folder: Path) -> Calling:

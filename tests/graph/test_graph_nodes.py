@@ -114,7 +114,7 @@ def test_an_empty_sub_state_is_not_reset_again(model):
     graph = chain(ResetNode(model), ResetNode(model))
     one, two = graph.invoke(said("go"), config()), graph.invoke(said("go"), config("2"))
     assert one["memory_version"] == two["memory_version"] and len(resets(model)) == 1
-    assert chain(ResetNode(model)).invoke(said("go"), config(agent="new"))["memory_version"] is None
+    assert chain(ResetNode(model)).invoke(said("go"), config(agent="new"))["memory_version"] == "empty"
     assert model.opened_store.head("new") is None
 
 

@@ -27,6 +27,7 @@ from graph.killing import (
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 EARLIER, OTHER = "Mila opens the door", "the report is blue"
+Durability = Literal["sync", "async", "exit"]
 both = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 
 
@@ -60,10 +61,11 @@ def _seconds(turn: Turn) -> float:
     return worker.finish()
 
 
-@pytest.mark.parametrize("durability", ["sync", pytest.param("async", marks=pytest.mark.slow)])  # async may lose one
-@both
+@pytest.mark.parametrize(
+    ("durability", "asynchronous"), [("sync", False), ("sync", True), ("async", True), ("exit", False)]
+)
 def test_a_turn_killed_at_any_moment_is_resumed(
-    tiny_adapter: Path, tmp_path: Path, asynchronous: bool, durability: Literal["sync", "async"]
+    tiny_adapter: Path, tmp_path: Path, asynchronous: bool, durability: Durability
 ) -> None:
     turn = Turn(str(tiny_adapter), tmp_path, durability=durability, asynchronous=asynchronous)
     kill_and_resume(tiny_adapter, tmp_path, turn, moments=3, seed=1)
@@ -71,10 +73,10 @@ def test_a_turn_killed_at_any_moment_is_resumed(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("durability", ["sync", "async"])
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
 @both
 def test_a_turn_killed_at_a_hundred_moments_is_resumed(
-    tiny_adapter: Path, tmp_path: Path, asynchronous: bool, durability: Literal["sync", "async"]
+    tiny_adapter: Path, tmp_path: Path, asynchronous: bool, durability: Durability
 ) -> None:
     turn = Turn(str(tiny_adapter), tmp_path, durability=durability, asynchronous=asynchronous)
     kill_and_resume(tiny_adapter, tmp_path, turn, moments=100, seed=2)
