@@ -95,3 +95,7 @@ class MissingAgentId(DeltaMemError, ValueError):
 
 class RecipeError(DeltaMemError, ValueError):
     """A training recipe or training file cannot be used."""
+
+
+class CachedMemory(DeltaMemError):
+    """A node of a graph that reads or writes memory has a CachePolicy."""

@@ -2,6 +2,7 @@
 
 lineage.py   which version a thread reads, and after which it writes
 writer.py    the node that writes turns and tool results
+caching.py   refuses a CachePolicy on memory
 agent.py     model -> tools -> memory, ready made
 nodes.py     nodes for any graph: recall, reset, compact
 progress.py  plans and reports of progress, as messages
@@ -10,6 +11,7 @@ tasks.py     the life of a task: plan, reports, outcome; tools for a model that 
 """
 
 from .agent import create_deltamem_agent
+from .caching import refuse_cache
 from .lineage import DeltaMemState
 from .nodes import CompactNode, RecalledState, RecallNode, ResetNode, with_recalled
 from .progress import open_task, report_progress
@@ -32,6 +34,7 @@ __all__ = [
     "current_task",
     "end_task",
     "open_task",
+    "refuse_cache",
     "report_progress",
     "start_task",
     "task_tools",

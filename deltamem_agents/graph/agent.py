@@ -10,6 +10,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
+from langgraph.store.base import BaseStore
 
 from ..chat_model import DeltaMemChatModel
 from .lineage import DeltaMemState
@@ -26,6 +27,7 @@ def create_deltamem_agent(
     checkpointer: BaseCheckpointSaver[Any] | None = None,
     tool_choice: str | None = None,
     history: int = 0,
+    store: BaseStore | None = None,
 ) -> CompiledStateGraph[Any, Any, Any, Any]:
     """An agent whose past is in its memory, not in its prompt.
 
@@ -40,6 +42,7 @@ def create_deltamem_agent(
         checkpointer: of LangGraph, to resume and to go back; without it each call is a thread of its own.
         tool_choice: for ``bind_tools``, in the first call of a turn.
         history: how many messages from before the current turn stay in the prompt.
+        store: of LangGraph, for tools that keep something else there; the agent's memory is not in it.
 
     Example:
         >>> agent = create_deltamem_agent(DeltaMemChatModel())  # doctest: +SKIP
@@ -64,7 +67,7 @@ def create_deltamem_agent(
         graph.add_edge("remember_results", "model")
     else:
         graph.add_edge("model", "remember")
-    return graph.compile(checkpointer=checkpointer)
+    return graph.compile(checkpointer=checkpointer, store=store)
 
 
 class _Answer:

@@ -11,11 +11,21 @@ from tiny import build_adapter_folder
 FOLDER = Path(__file__).parents[2] / "examples"
 SAYS = {
     "01_chain": ["48213", "green tea", "I don't know."],
+    "02_graph_from_nodes": ["atlas? 4821", "drink? green tea", "Aurora? I don't know.", "> The port of atlas is 4821."],
     "03_agent_across_restarts": ["tuesday     7204", "tuesday     Rotate the keys."],
     "04_middleware": ["approved: get_service", "beacon? 7204", "drink? green tea", "Aurora? I don't know."],
-    "05_supervisor": ["services: 4821", "people: green tea", "people, of atlas: I don't know."],
+    "05_supervisor": [
+        "services: 4821",
+        "people: green tea",
+        "apart: people, of atlas: I don't know.",
+        "apart: services, of the drink: I don't know.",
+        "shared: people, of atlas: 4821",
+        "shared: services, of the drink: green tea",
+        "  services: user: The port of atlas is 4821.",
+    ],
     "06_time_travel": ["now: 7204", "then: 4821", "the head stayed: True", "fork of it: 4821", "rolled back: 4821"],
     "07_forget_a_person": ["green tea", "I don't know.", "4821", "found by words: []", "in the file: False"],
+    "09_langgraph_server": ["green tea", "memory in: "],
 }
 
 
