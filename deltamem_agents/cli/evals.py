@@ -1,4 +1,4 @@
-"""``deltamem eval``: how much a memory holds."""
+"""``deltamem eval``: recall, and the commands of the files evals_*.py."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from . import evals_harness, evals_measure, evals_report, evals_run
 from .options import DEFAULT, AdapterOption, examples, quiet_libraries, table
 
 app = typer.Typer(
@@ -13,8 +14,8 @@ app = typer.Typer(
     no_args_is_help=True,
     epilog=examples(
         "deltamem eval recall --questions 50",
-        "deltamem eval recall --out results.json",
-        "deltamem eval table results.json",
+        "deltamem eval world --length short --examples 2 --out results",
+        "deltamem eval report --out results",
     ),
 )
 
@@ -72,3 +73,13 @@ def print_table(
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"{results} holds no results of `deltamem eval recall`: {type(error).__name__}: {error}"
         raise DeltaMemError(message) from error
+
+
+app.command("world", epilog=evals_run.WORLD)(evals_run.world)
+app.command("mab", epilog=evals_run.MAB)(evals_run.mab)
+app.command("locomo", epilog=evals_run.LOCOMO)(evals_run.locomo)
+app.command("mab-harness", epilog=evals_harness.EXAMPLES)(evals_harness.mab_harness)
+app.command("curves", epilog=evals_measure.CURVES)(evals_measure.curves)
+app.command("perplexity", epilog=evals_measure.PERPLEXITY)(evals_measure.perplexity)
+app.command("report", epilog=evals_report.REPORT)(evals_report.report)
+app.command("compare", epilog=evals_report.COMPARE)(evals_report.compare)

@@ -43,7 +43,9 @@ MAKERS: dict[str, Callable[[Engine], EngineAgent]] = {
     "bm25": lambda e: BM25(e, tokens=300),
     "dense": lambda e: Dense(e, DeterministicFakeEmbedding(size=8), tokens=300),
     "memory": DeltaMem,
+    "turns": lambda e: BM25(e, tokens=300, form="turns"),
     "both": lambda e: DeltaMemBM25(e, tokens=300),
+    "both_turns": lambda e: DeltaMemBM25(e, tokens=300, form="turns"),
     "lora": lambda e: LoRA(e, rank=2, learning_rate=1e-2, epochs=2),
 }
 
@@ -211,6 +213,42 @@ def test_quotations_that_do_not_fit_into_the_window_count_as_cut(engine: Engine)
     assert answer.cut_tokens > 0
 
 
+@pytest.mark.parametrize("make", [BM25, lambda e, **o: Dense(e, Words(), **o)])
+def test_retrieval_as_turns_shows_the_best_as_messages_of_their_roles(make: Any, engine: Engine) -> None:
+    told: list[Message] = [
+        {"role": "tool", "content": "the tank holds rice."},
+        {"role": "assistant", "content": "Mila opens the door at noon."},
+        {"role": "user", "content": "Otto is in the blue room."},
+    ]
+    agent = make(engine, k=2, tokens=100, form="turns")
+    agent.tell(told)
+    question = "door, Otto?"
+    assert agent.ask([question], 8)[0].text == reply(engine, [*told[1:], user(question)])
+    one = make(engine, k=1, tokens=100, form="turns")
+    one.tell(told)
+    assert one.ask(["tank"], 8)[0].text == reply(engine, [told[0], user("tank")])
+
+
+def test_turns_stay_within_their_tokens_and_say_what_the_window_cuts(engine: Engine) -> None:
+    told = [user(f"the tank {i} holds rice and more rice {i}.") for i in range(9)]
+    size = NoMemory(engine).count(told[:2])
+    agent = BM25(engine, k=4, tokens=size, form="turns")
+    agent.tell(told)
+    assert [m["content"] in shown(agent, "tank") for m in told[:4]] == [True, True, False, False]
+    tight = BM25(engine, k=4, tokens=size // 2 - 3, form="turns")
+    tight.tell(told)
+    assert "the tank 0 holds rice" in shown(tight, "tank") and "…" in shown(tight, "tank")
+    long = BM25(engine, k=5, tokens=500, form="turns")
+    long.tell([user(f"the tank {i} holds rice " + "and rice " * 40 + ".") for i in range(9)])
+    answer = long.ask(["tank " * 30], 8)[0]
+    assert answer.prompt_tokens <= engine.max_length - 8 and answer.cut_tokens > 0
+
+
+def test_retrieval_has_two_forms(engine: Engine) -> None:
+    with pytest.raises(DeltaMemError, match=r"form='prose'.*quotes.*turns"):
+        BM25(engine, form="prose")  # type: ignore[arg-type]
+
+
 def test_long_messages_are_kept_as_passages_of_whole_sentences(engine: Engine) -> None:
     agent = BM25(engine, tokens=300, passage_tokens=40)
     lines = [f"The tank {i} holds rice." for i in range(12)]
@@ -348,4 +386,7 @@ def test_the_embedded_memory_recalls_what_it_was_told(default_engine: Engine) ->
     assert right(NoMemory(default_engine)) == 0
     assert right(WholeContext(default_engine)) >= 7
     assert right(DeltaMem(default_engine)) >= 7
+    assert right(BM25(default_engine, form="turns")) >= 7
+    assert right(DeltaMemBM25(default_engine, form="turns")) >= 7
+    assert right(BM25(default_engine, form="quotes")) <= 2
     assert right(SlidingWindow(default_engine, messages=2)) <= 2

@@ -1,6 +1,6 @@
 """The agents that are compared. All answer with the same frozen backbone, greedily; they differ in what they keep.
 
-base.py  what they share      context.py  what was told, in the prompt      retrieval.py  the best of it, quoted
+base.py  what they share      context.py  what was told, in the prompt      retrieval.py  the best of it
 memory.py  δ-mem              lora.py  weights of their own, trained on what was told
 """
 

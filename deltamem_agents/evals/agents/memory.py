@@ -1,4 +1,4 @@
-"""Agents with δ-mem: what was told is in a state, and the prompt has the question alone, or quotations beside it."""
+"""Agents with δ-mem: what was told is in a state, the prompt has the question alone, or passages of text before it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from ...engine import Engine
 from ...memory import MemoryState
 from ..contract import Message
 from .base import EngineAgent, Prompt, asking, bare
-from .retrieval import BM25
+from .retrieval import BM25, Form
 
 
 class DeltaMem(EngineAgent):
@@ -62,7 +62,7 @@ class DeltaMem(EngineAgent):
 
 
 class DeltaMemBM25(DeltaMem):
-    """δ-mem, and beside it the quotations of :class:`BM25` in the prompt."""
+    """δ-mem, and beside it what :class:`BM25` shows in the prompt."""
 
     def __init__(
         self,
@@ -71,13 +71,14 @@ class DeltaMemBM25(DeltaMem):
         *,
         k: int = 5,
         tokens: int = 512,
+        form: Form = "quotes",
         routed: bool = True,
         template_options: Mapping[str, Any] | None = None,
     ) -> None:
-        """``k``, ``tokens`` as for :class:`BM25`, ``routed`` as for :class:`DeltaMem`."""
+        """``k``, ``tokens``, ``form`` as for :class:`BM25`, ``routed`` as for :class:`DeltaMem`."""
         super().__init__(engine, name, routed=routed, template_options=template_options)
-        self.journal = BM25(engine, k=k, tokens=tokens, template_options=template_options)
-        self.config |= {"k": k, "tokens": tokens}
+        self.journal = BM25(engine, k=k, tokens=tokens, form=form, template_options=template_options)
+        self.config |= {"k": k, "tokens": tokens, "form": form}
 
     def forget(self) -> None:
         """Begin with an empty state and no text."""

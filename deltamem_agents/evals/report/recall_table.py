@@ -1,4 +1,4 @@
-"""Results of :mod:`recall` as a table for a page."""
+"""Results of :mod:`deltamem_agents.evals.recall` as a table for a page."""
 
 from typing import Any
 
