@@ -43,7 +43,7 @@ def report(
     mab: Annotated[str | None, typer.Option(help="MemoryAgentBench's rows; default: without it.")] = None,
     limit: Annotated[int | None, typer.Option(help="Examples of these two; default: all.", min=1)] = None,
     questions: Annotated[int | None, typer.Option(help="Questions of each example of these two.", min=1)] = None,
-    ablations: Annotated[Path | None, typer.Option(help="results.jsonl of ablations.")] = None,
+    ablations: Annotated[Path | None, typer.Option(help="ablations.json of ablations.")] = None,
     run: Annotated[bool, typer.Option(help="Run what is missing; else only write the page again.")] = True,
 ) -> None:
     """Run what is missing, and write report.md with all tables and figures.

@@ -1,7 +1,7 @@
 """What every evaluation is made of: examples that are told once and asked many times, agents, and their answers.
 
-A benchmark (world_mab.py, mab.py, locomo.py) yields examples and scores answers; an agent (agents/) is told the messages
-of an example and answers its questions; runner.py brings the two together and keeps what came out.
+A benchmark (world_mab.py, mab.py, locomo.py) yields examples and scores answers; an agent (agents/) is told what is in
+an example and answers its questions; runner.py brings the two together and keeps what came out.
 """
 
 from abc import ABC, abstractmethod

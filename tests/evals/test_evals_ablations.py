@@ -1,13 +1,13 @@
 """Ablations: variants differ in one thing, runs go on where they stopped, and the table says what was found."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from evals.ablated import made_up
 from tiny import SUB_STATES
 
 from deltamem_agents.errors import DeltaMemError, RecipeError
@@ -23,7 +23,6 @@ TRAIN = {
     "steps": 2, "rows": 1, "memory_tokens": [1024], "asked_tokens": 512, "most_facts": 1, "questions": 2, "lr": 0.01,
     "warmup": 1, "dtype": "fp32", "log_every": 1,
 }  # fmt: skip
-HEADS = {"q+k+v+o": "heads_qkvo", "q+o": "base", "o": "heads_o", "q": "heads_q", "v": "heads_v", "k": "heads_k"}
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +49,6 @@ def out(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
     usual: dict[str, Any] = {"variants": ["base", "heads_k"], "seeds": (1,), "questions": 2, "say": lambda _: None}
     return run_ablations(recipe, out, device="cpu", **(usual | options))
-
-
-def made_up(recall: Callable[[str, int], float], seeds: tuple[int, ...] = (1, 2, 3)) -> dict[str, Any]:
-    """A document of the group "heads", as if it had been run."""
-    order = [["q+k+v+o"], ["q+o"], ["o"], ["q", "v"], ["k"]]
-    group = {"name": "heads", "title": "corrected projections", "members": HEADS, "paper": "all first", "order": order}
-    runs = [
-        {
-            "variant": name, "seed": seed, "cells": dict.fromkeys(MEASURED, recall(label, seed)), "old_value": 0.25,
-            "recall": recall(label, seed), "parameters": 1234, "state_bytes": 2048, "train_seconds": 10.0,
-            "loss": 0.5, "accuracy": 0.75,
-        }
-        for label, name in HEADS.items() for seed in seeds
-    ]  # fmt: skip
-    settings = {"questions": 2, "adapter": {"train": {"steps": 2}}}
-    return {"recipe": "r", "settings": settings, "groups": [group], "runs": runs, "missing": ["heads_k-seed9"]}
 
 
 def test_variants_of_the_embedded_adapter_change_one_thing() -> None:

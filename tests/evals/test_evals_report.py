@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evals.ablated import made_up
 from tiny import build_adapter_folder
 
 from deltamem_agents.engine import Engine
 from deltamem_agents.errors import DeltaMemError
+from deltamem_agents.evals.ablation_report import table as ablation_tables
 from deltamem_agents.evals.agents import EngineAgent
 from deltamem_agents.evals.report import AGENTS, Plan, compare, make_agents, render, run_report, write_report
 from deltamem_agents.evals.report import run as running
@@ -179,17 +181,13 @@ def test_curves_are_shown_point_by_point(folder: Path) -> None:
         compare(folder, other)
 
 
-def test_ablations_are_means_over_seeds(folder: Path) -> None:
-    run = {"steps": 50, "recall": 0.5, "old_value": 0.0, "parameters": 1234, "state_bytes": 2048}
-    cells = {"updated": 0.25, "never_told": 1.0, "task": 0.75}
-    lines = [run | {"variant": "base", "seed": 1, "cells": cells}]
-    lines += [run | {"variant": "heads_q", "seed": s, "recall": 0.1 * s, "cells": cells} for s in (1, 2, 3)]
-    (folder / "ablations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    shown = rows(render(folder).read_text(), "Ablations")
-    assert shown[2][:4] == ["base", "1", "50.0 [50.0, 50.0]", "25.0 [25.0, 25.0]"]
-    assert shown[3][:3] == ["heads_q", "3", "20.0 [10.0, 30.0]"] and shown[3][-2:] == ["1,234", "2.0 KiB"]
-    (folder / "ablations.jsonl").write_text('{"variant": "base"}\n')
-    with pytest.raises(DeltaMemError, match=r"ablations\.jsonl: a line .*results\.jsonl"):
+def test_ablations_are_shown_as_their_tables(folder: Path) -> None:
+    ablated = made_up(lambda variant, seed: len(variant) / 20 + seed / 100)
+    (folder / "ablations.json").write_text(json.dumps(ablated))
+    page = render(folder).read_text()
+    assert "## Ablations" in page and ablation_tables(ablated).rstrip() in page
+    (folder / "ablations.json").write_text('{"groups": [], "settings": {}, "runs": []}')
+    with pytest.raises(DeltaMemError, match=r"ablations\.json: not the document of ablations"):
         render(folder)
 
 

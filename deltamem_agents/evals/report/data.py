@@ -30,7 +30,7 @@ class Found:
     benchmarks: dict[str, dict[str, Answers]]
     curves: dict[str, Any] | None
     perplexity: dict[str, Any] | None
-    ablations: Lines | None
+    ablations: dict[str, Any] | None
 
 
 def load(folder: Path | str) -> Found:
@@ -42,7 +42,7 @@ def load(folder: Path | str) -> Found:
     folder = Path(folder)
     settings = read_json(folder / "report.json", "fingerprint", "plan", "agents", "commands", "environments")
     curves, perplexity, ablations = (
-        folder / name for name in ("curves/curves.json", "perplexity.json", "ablations.jsonl")
+        folder / name for name in ("curves/curves.json", "perplexity.json", "ablations.json")
     )
     return Found(
         folder,
@@ -50,7 +50,7 @@ def load(folder: Path | str) -> Found:
         read_benchmarks(folder, settings["agents"]),
         read_json(curves, "curves", "questions", "seed") if curves.exists() else None,
         read_json(perplexity, "texts") if perplexity.exists() else None,
-        read_answers(ablations) if ablations.exists() else None,
+        read_json(ablations, "groups", "settings", "runs") if ablations.exists() else None,
     )
 
 

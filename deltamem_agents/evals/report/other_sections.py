@@ -1,14 +1,12 @@
 """The parts of a report about curves, perplexity and ablations."""
 
-import statistics
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from ...errors import DeltaMemError
+from ..ablation_report import table as ablation_tables
 from ..plots import curve_lines
-from .tables import NOTHING, number, size, table
-
-Lines = list[dict[str, Any]]
+from .tables import NOTHING, number, table
 
 
 def curves(document: dict[str, Any]) -> str:
@@ -55,41 +53,16 @@ def perplexity(document: dict[str, Any]) -> str:
     )
 
 
-def ablations(lines: Lines) -> str:
-    """Adapters trained alike, by variant: the mean over seeds, and the least and greatest of them.
+def ablations(document: Mapping[str, Any]) -> str:
+    """The document of :func:`..ablations.run_ablations` as tables.
 
     Raises:
-        DeltaMemError: a line is not one of an ablation's ``results.jsonl``.
+        DeltaMemError: it is none.
     """
-    by_variant: dict[str, Lines] = {}
     try:
-        for line in lines:
-            by_variant.setdefault(line["variant"], []).append(line)
-        rows = [(name, str(len(runs)), *_variant(runs)) for name, runs in by_variant.items()]
-        steps = sorted({line["steps"] for line in lines})
+        return "## Ablations\n\n" + ablation_tables(document).rstrip()
     except (KeyError, TypeError) as error:
         raise DeltaMemError(
-            f"ablations.jsonl: a line is not of an ablation's results ({error!r}): give its results.jsonl"
+            f"ablations.json: not the document of ablations ({error!r}): give the ablations.json of "
+            "python -m deltamem_agents.evals.ablations"
         ) from error
-    heads = ("variant", "seeds", "recall", "updated", "old value", "never told", "task", "parameters", "state")
-    return "\n\n".join(
-        (
-            "## Ablations",
-            f"Adapters trained alike but for what the name says ({', '.join(map(str, steps))} steps, fewer than the "
-            "adapter above may have had), asked about the same unseen sessions: exact answers in per cent, the mean "
-            "over seeds, with the least and the greatest in brackets. Recall is the mean of 4, 8 and 16 facts told.",
-            table(heads, rows),
-        )
-    )
-
-
-def _variant(runs: Lines) -> list[str]:
-    def over(value: Callable[[dict[str, Any]], float]) -> str:
-        found = [100 * value(run) for run in runs]
-        return f"{statistics.fmean(found):.1f} [{min(found):.1f}, {max(found):.1f}]"
-
-    cells = [over(lambda run, name=name: run["cells"][name]) for name in ("updated", "never_told", "task")]  # type: ignore[misc]
-    updated, never, task = cells
-    old = over(lambda run: run["old_value"])
-    of_all = over(lambda run: run["recall"])
-    return [of_all, updated, old, never, task, number(runs[0]["parameters"]), size(runs[0]["state_bytes"])]

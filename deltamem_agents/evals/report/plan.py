@@ -24,7 +24,7 @@ class Plan:
         text: a text file in UTF-8, for perplexity beside the world's own text.
         locomo, mab: path of locomo10.json, source of MemoryAgentBench; None: left out.
         limit, questions: of these two: examples, and questions of each example; None: all.
-        ablations: ``results.jsonl`` of ablations; it is copied into the folder, and summed up.
+        ablations: ``ablations.json`` of ablations; it is copied into the folder, and shown as tables.
     """
 
     adapter: str = DEFAULT_ADAPTER

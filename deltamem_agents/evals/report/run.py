@@ -2,7 +2,7 @@
 
 report.json         settings, commands, fingerprint, and each environment that a part was run in
 <benchmark>/        answers and measurements of each agent, as :mod:`..runner` keeps them
-curves/             curves.json, curves.png      perplexity.json      ablations.jsonl
+curves/             curves.json, curves.png      perplexity.json      ablations.json
 report.md, *.png    made of these; :func:`.sections.render` makes them again without running anything
 """
 
@@ -131,7 +131,7 @@ def _note(folder: Path, plan: Plan, engine: Engine, names: list[str]) -> None:
         others = [e for e in before["environments"] if e != now["environments"][0]]
         now["environments"] = [*others, *now["environments"]]
     if plan.ablations is not None:
-        (folder / "ablations.jsonl").write_bytes(_bytes(plan.ablations))
+        (folder / "ablations.json").write_bytes(_bytes(plan.ablations))
     path.write_text(json.dumps(now, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
