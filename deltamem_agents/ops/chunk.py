@@ -47,12 +47,14 @@ def chunk_delta_scan(
     told, corrected = solved[..., 0], solved[..., 1:]  # update_j = told_j - corrected_j · (row of S at the start)
     attention = before * (q @ k.transpose(3, 4))[:, :, :, None]  # (B, H, N, r, C, C)
 
+    # Chunks are taken apart once: the gradient of an index is a tensor of zeros as large as all chunks, for each chunk.
+    parts = [x.unbind(2) for x in (q, k, told, corrected, attention, start_before, from_start[:, :, :, -1], after)]
     initial, reads = state, []
-    for n in range(chunks):
-        update = told[:, :, n] - torch.einsum("bhict,bhit->bhic", corrected[:, :, n], state)
-        inside = torch.einsum("bhitj,bhij->bhti", attention[:, :, n], update)
-        reads.append(inside + start_before[:, :, n] * (q[:, :, n] @ state.transpose(2, 3)))
-        state = from_start[:, :, n, -1, :, None] * state + (after[:, :, n] * update) @ k[:, :, n]
+    for q_n, k_n, told_n, corrected_n, attention_n, start_n, left, after_n in zip(*parts, strict=True):
+        update = told_n - torch.einsum("bhict,bhit->bhic", corrected_n, state)
+        inside = torch.einsum("bhitj,bhij->bhti", attention_n, update)
+        reads.append(inside + start_n * (q_n @ state.transpose(2, 3)))
+        state = left[..., None] * state + (after_n * update) @ k_n
     if write_mask is not None:  # no write at all: the very bits that came in
         state = torch.where(write_mask.any(dim=1)[..., None, None], state, initial)
     out = torch.stack(reads, dim=2).permute(0, 2, 3, 1, 4).flatten(1, 2)
