@@ -1,4 +1,4 @@
-"""Curves of a memory: how much it holds, how fast it forgets, what disturbs it, and when it begins to invent.
+"""Curves of a memory: how much it holds and for how long, what disturbs it, and when it begins to invent.
 
 Sessions of the embedded adapter's world, from random numbers that training never drew, are written message by message
 and asked with the question alone in the prompt. An answer is right when it is exactly the whole value.
@@ -24,14 +24,16 @@ from ..training.world import TASK, UNKNOWN, Session, Spec, fact_questions, never
 from ..training.world import Question as Asked
 from ..training.world import task_questions as about_task
 from ..training.world.facts import Fact
-from ..training.world.session import FACTS
+from ..training.world.session import FACTS, new_facts, other_value
 from ..training.world.session import say as tell
-from ..training.world.talk import ACKNOWLEDGED
+from ..training.world.talk import ACKNOWLEDGED, small_talk
 from .metrics import require
 from .plots import plot_curves
 from .recall import ROWS, SEED, check_writable, write_sessions
 
 ASKED = 8  # most questions of one session: those of one session are alike, and the intervals take them for independent
+LIFE_FACTS = 50  # told in rotation in a long life
+NEWEST, OLDER = 5, 20  # asked there: the facts told last, and those of the tellings before, back to this one
 CHANGED = 2  # facts of a session that are changed again and again
 ROUTED, UNROUTED = "routed", "unrouted"
 Z95 = 1.959964  # of the normal distribution: 95 % lie within
@@ -120,11 +122,53 @@ def _never_told(rng: Random, facts: int) -> tuple[Session, list[Probe]]:
     return session, _probes([never_told(rng, session) for _ in range(4)])
 
 
+def _life(rng: Random, messages: int) -> tuple[Session, list[Fact]]:
+    """A life of ``messages`` messages, and the facts in the order in which they were told last, the newest first.
+
+    Of its turns, in random order, half tell one of :data:`LIFE_FACTS` facts in rotation: anew, and from the second
+    time on again or with another value; a quarter ask for a fact told so far and are answered; the rest are small talk.
+    """
+    session, facts = Session(Spec()), list(new_facts(rng, LIFE_FACTS))
+    turns = messages // 2
+    rest = ["ask"] * (turns // 4)
+    rest += ["tell"] * ((turns - 1) // 2) + ["talk"] * (turns - 1 - (turns - 1) // 2 - len(rest))
+    rng.shuffle(rest)
+    count = 0
+    for turn in ["tell", *rest]:
+        if turn == "talk":
+            said, answer = small_talk(rng)
+        elif turn == "ask":
+            fact = rng.choice(list(session.facts.values()))
+            said, answer = fact.ask(rng), fact.value
+        else:
+            fact, first = facts[count % LIFE_FACTS], count < LIFE_FACTS
+            new = fact if first or rng.random() < 0.5 else other_value(rng, fact)
+            said, answer = (new.state(rng) if new == fact else new.update(rng)), ACKNOWLEDGED[0]
+            facts[count % LIFE_FACTS] = session.facts[new.key] = new
+            count += 1
+        tell(session, "user", said, FACTS)
+        tell(session, "assistant", answer, TASK)
+    newest = [facts[i % LIFE_FACTS] for i in reversed(range(max(0, count - LIFE_FACTS), count))]
+    return session, newest
+
+
+def _newest(rng: Random, messages: int) -> tuple[Session, list[Probe]]:
+    session, facts = _life(rng, messages)
+    return session, [Probe(fact.ask(rng), fact.value) for fact in facts[:NEWEST]]
+
+
+def _older(rng: Random, messages: int) -> tuple[Session, list[Probe]]:
+    session, facts = _life(rng, messages)
+    chosen = rng.sample(older := facts[NEWEST:OLDER], min(ASKED, len(older)))
+    return session, [Probe(fact.ask(rng), fact.value) for fact in chosen]
+
+
 def _probes(asked: Sequence[Asked]) -> list[Probe]:
     return [Probe(q.text, q.answer) for q in asked]
 
 
 _COUNTS = (1, 2, 4, 8, 16, 32, 64)
+_LIVES = (20, 60, 120, 200, 300, 450, 1000)
 CURVES: tuple[Curve, ...] = (
     Curve("facts", "Capacity", "facts told", _COUNTS, _facts),
     Curve("talk", "Forgetting: 8 facts", "turns of small talk since", (0, 10, 30, 100, 300), _talk),
@@ -132,6 +176,8 @@ CURVES: tuple[Curve, ...] = (
     Curve("tasks_beside", "8 facts beside tasks", "tasks beside", (0, 1, 2, 4), _tasks_beside, both=True),
     Curve("facts_beside", "Task progress beside facts", "facts beside", (0, 8, 32), _facts_beside, both=True),
     Curve("never_told", "Invented where nothing was told", "facts told", _COUNTS, _never_told, measure="invented"),
+    Curve("messages", "A long life: the last 5 facts told", "messages written", _LIVES, _newest),
+    Curve("messages_older", "A long life: facts of 6 to 20 tellings ago", "messages written", _LIVES[1:], _older),
 )
 
 

@@ -3,6 +3,7 @@
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -18,8 +19,8 @@ from .chat_format import render
 from .encoding import EncodedRecord, Encoder
 from .packing import IGNORE, Batch, Packed, Shape, pack_batch
 from .recipe import WORLD, Recipe, TrainRecipe
-from .records import read_records
-from .world import rng_for, world_dialogues, world_record
+from .records import Record, read_records
+from .world import TASK, Life, rng_for, world_dialogues, world_record
 
 Make = Callable[[int], Any]
 PATIENCE = 200  # sessions looked at for one that fits
@@ -50,7 +51,14 @@ def _deafen(_: int) -> None:
 
 
 class AdapterBatches:
-    """Batches for the adapter, from the world or from a JSONL file of records."""
+    """Batches for the adapter, from the world or from a JSONL file of records.
+
+    With ``sessions_a_life`` of n > 1, row i of step s is at session (s + o) % n of its life number (s + o) // n; its
+    offset o = i * n // rows makes each batch a mix of ages. The first life of a row begins at session o, in step 0.
+
+    Raises:
+        RecipeError: nothing in the file can be learnt; lives of records from a file.
+    """
 
     def __init__(self, recipe: Recipe, train: TrainRecipe, tokenizer: Any, sub_states: tuple[str, ...]) -> None:
         self.seed, self.train, self.names = recipe.seed, train, sub_states
@@ -63,10 +71,14 @@ class AdapterBatches:
         self.file: dict[Shape, list[EncodedRecord]] = {}  # each record under the shortest shape that holds it
         self.summary = ""  # how much of a file can be learnt
         if recipe.data != WORLD:
+            if train.sessions_a_life > 1:
+                raise RecipeError(f"recipe field adapter.train.sessions_a_life needs data: {WORLD}; use 1 for a file")
             self.summary = self._read(Path(recipe.data))
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step: all its records need the same row length."""
+        if self.train.sessions_a_life > 1:
+            return self._lives(step)
         rng = Random(f"{self.seed}/{step}")
         if self.file:
             shape = rng.choices(list(self.file), [len(records) for records in self.file.values()])[0]
@@ -74,6 +86,32 @@ class AdapterBatches:
         else:
             shape, chosen = self._sessions(step)
         return pack_batch(chosen, shape, self.encoder.pad, self.names)
+
+    def _lives(self, step: int) -> Batch:
+        """One session of each row's life, in the shortest row length that holds them all."""
+        told = [self.told(step, row) for row in range(self.train.rows)]
+        chosen = [encoded for _, encoded, _ in told]
+        shape = next(s for s in self.shapes if all(map(s.fits, chosen)))
+        batch = pack_batch(chosen, shape, self.encoder.pad, self.names)
+        return replace(batch, begins=torch.tensor([begins for _, _, begins in told]))
+
+    def told(self, step: int, row: int) -> tuple[Record, EncodedRecord, bool]:
+        """The session that a row's life is at in a step, as text and encoded, and whether that life begins with it."""
+        sessions = self.train.sessions_a_life
+        offset = row * sessions // self.train.rows
+        number, at = divmod(step + offset, sessions)
+        start = 0 if number else offset
+        name, train = f"{row}/{number}", self.train
+        life = Life(self.seed, name, train.most_facts, train.questions, TASK in self.names, start)
+        for attempt in range(PATIENCE):
+            record = life.record(at, attempt)
+            encoded = self.encoder.record(record)
+            if self.shapes[-1].fits(encoded):
+                return record, encoded, at == start
+        raise RecipeError(
+            f"a session with {len(life.script(at).told)} facts does not fit {self.shapes[-1].memory_tokens} tokens in "
+            f"{PATIENCE} wordings: raise memory_tokens, or lower most_facts ({train.most_facts})"
+        )
 
     def _read(self, path: Path) -> str:
         """Encode the records of a file, and say how many fit. RecipeError when none does."""

@@ -24,6 +24,7 @@ class Run:
     """One optimisation in a folder: ``log.jsonl``, ``loss.png``, and ``checkpoint.pt`` to resume from.
 
     Call :meth:`resume`, then for each step :meth:`update` with the loss; ``finished`` says whether all steps are done.
+    ``carried`` are tensors that go from step to step beside the parameters: set them before :meth:`update`.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Run:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.train, self.parameters, self.deadline = folder, train, parameters, deadline
+        self.carried: dict[str, torch.Tensor] = {}
         self.step = 0
         self.seconds = 0.0
         self._started = time.monotonic()
@@ -113,6 +115,7 @@ class Run:
             "seconds": self.seconds + time.monotonic() - self._started,
             "parameters": {name: p.detach() for name, p in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
+            "carried": self.carried,
         }
         part = self.folder / (CHECKPOINT + ".part")
         torch.save(document, part)
@@ -132,6 +135,8 @@ class Run:
             for name, value in document["parameters"].items():
                 self.parameters[name].copy_(value)
         self.optimizer.load_state_dict(document["optimizer"])
+        device = next(iter(self.parameters.values())).device
+        self.carried = {name: value.to(device) for name, value in document.get("carried", {}).items()}
         self.step, self.seconds = document["step"], document["seconds"]
         self._logged = (self.step, time.monotonic())
         return True

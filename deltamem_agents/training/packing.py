@@ -55,12 +55,13 @@ class Batch:
     reset: dict[str, Tensor]  # name -> (B,) bool
     answer_at: Tensor  # (M,) int64, positions in the flattened conversation rows whose next token is to be learnt
     answers: Tensor  # (M,) int64, those tokens; -100 fills up
+    begins: Tensor | None = None  # (B,) bool, rows that begin a life with an empty state; None: each row is a life
 
     def to(self, device: torch.device | str) -> "Batch":
         reset = {name: rows.to(device) for name, rows in self.reset.items()}
-        return Batch(
-            self.memory.to(device), self.asked.to(device), reset, self.answer_at.to(device), self.answers.to(device)
-        )
+        begins = None if self.begins is None else self.begins.to(device)
+        answers = self.answer_at.to(device), self.answers.to(device)
+        return Batch(self.memory.to(device), self.asked.to(device), reset, *answers, begins)
 
 
 def pack_rows(

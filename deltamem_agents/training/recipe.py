@@ -24,8 +24,8 @@ from ..errors import RecipeError
 
 WORLD = "world"
 LEAST = dict.fromkeys(
-    "steps rows length memory_tokens asked_tokens answer_tokens most_facts questions log_every checkpoint_every "
-    "vocab_size".split(), 1
+    "steps rows length memory_tokens asked_tokens answer_tokens most_facts questions sessions_a_life log_every "
+    "checkpoint_every vocab_size".split(), 1
 ) | dict.fromkeys(
     "lr final_lr betas weight_decay warmup clip workers other_weight random_share output_std sessions".split(), 0
 )  # fmt: skip
@@ -44,6 +44,8 @@ class TrainRecipe:
         memory_tokens: adapter: row lengths for writing; each record goes to the shortest that holds it.
         asked_tokens, answer_tokens: adapter: row length of the conversations of one memory, and of their answers.
         most_facts, questions: of a session of the world.
+        sessions_a_life: adapter: sessions of the world that one memory goes through, one a step, its state carried on
+            from step to step, cut from autograd (truncated back-propagation through time); 1: each begins empty.
         dtype: "bf16" (autocast; weights and states stay float32) or "fp32".
         other_weight: backbone: loss weight of tokens that are not answers.
         random_share: backbone: share of sequences that are random tokens said twice, which teach copying.
@@ -60,6 +62,7 @@ class TrainRecipe:
     answer_tokens: int = 128
     most_facts: int = 16
     questions: int = 20
+    sessions_a_life: int = 1
     lr: float = 1e-3
     final_lr: float = 0.02
     betas: tuple[float, float] = (0.9, 0.98)

@@ -24,7 +24,7 @@ def train_adapter(
 ) -> Adapter | None:
     """Train the recipe's adapter on a loaded, packed-attention backbone with the batches of ``source``.
 
-    Checkpoints go to ``folder``.
+    Checkpoints go to ``folder``; with ``sessions_a_life`` above 1 the states of the lives are part of them.
 
     Returns:
         The adapter, or None when ``deadline`` (time.monotonic seconds) came first: call again to go on.
@@ -40,16 +40,31 @@ def train_adapter(
     run = Run(folder, train, dict(memory.named_parameters()), deadline)
     run.resume()
 
-    def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
+    lives = train.sessions_a_life > 1
+    if lives:
+        run.carried = _carried(run, memory)
+
+    def loss_of(batch: Batch, carried: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         with precision(train, device):
-            return asked_loss(model, memory, batch)
+            return life_loss(model, memory, batch, carried) if lives else (*asked_loss(model, memory, batch), carried)
 
     step = torch.compile(loss_of, dynamic=False, fullgraph=True) if train.compile and device.type == "cuda" else loss_of
     for batch in run.steps(batches(source, run.step, train.steps, train.workers)):
-        run.update(*step(batch.to(device)))
+        loss, accuracy, run.carried = step(batch.to(device), run.carried)
+        run.update(loss, accuracy)
     adapter = memory.adapter() if run.finished else None
     memory.detach()
     return adapter
+
+
+def _carried(run: Run, memory: DeltaMemory) -> dict[str, Tensor]:
+    """The states of the lives that a run goes on from: empty ones before its first step."""
+    empty = {name: t.clone() for name, t in memory.new_state(run.train.rows, hashed=False).tensors.items()}
+    if not run.step:
+        return empty
+    if {name: t.shape for name, t in run.carried.items()} != {name: t.shape for name, t in empty.items()}:
+        raise RecipeError(f"the checkpoint in {run.folder} has no states of {run.train.rows} lives: delete that folder")
+    return run.carried
 
 
 def initial_adapter(recipe: Recipe, own: AdapterRecipe, model: nn.Module) -> Adapter:
@@ -97,9 +112,40 @@ def widen(adapter: Adapter, fresh: Adapter) -> Adapter:
 def asked_loss(model: nn.Module, memory: DeltaMemory, batch: Batch) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the answers, each memory written first; and the share of their tokens that is right."""
     empty = memory.new_state(batch.memory.input_ids.shape[0], hashed=False)
-    state = write_packed(model, memory, empty, batch.memory)
+    return _asked(model, memory, batch, _written(model, memory, batch, empty))
+
+
+def life_loss(
+    model: nn.Module, memory: DeltaMemory, batch: Batch, carried: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """:func:`asked_loss` of lives that go on, and what they carry on.
+
+    Args:
+        carried: attention module -> states (B, H, r, r) float32 after the step before. Rows that ``batch.begins`` do
+            not read theirs.
+
+    Returns:
+        loss, accuracy, and the states after this step: cut from autograd, with the sub-states of ``batch.reset`` empty.
+    """
+    empty = memory.new_state(batch.memory.input_ids.shape[0], hashed=False)
+    assert batch.begins is not None
+    begins = batch.begins[:, None, None, None]
+    tensors = {name: torch.where(begins, t, carried[name]) for name, t in empty.tensors.items()}
+    before = MemoryState(tensors, empty.sub_states, empty.fingerprint)
+    state = _written(model, memory, batch, before)
+    loss, accuracy = _asked(model, memory, batch, state)
+    return loss, accuracy, {name: t.detach() for name, t in state.tensors.items()}
+
+
+def _written(model: nn.Module, memory: DeltaMemory, batch: Batch, state: MemoryState) -> MemoryState:
+    """``state`` with the batch's memories written, and then emptied where the batch says so."""
+    state = write_packed(model, memory, state, batch.memory)
     for name, rows in batch.reset.items():
         state = _reset_rows(state, name, rows)
+    return state
+
+
+def _asked(model: nn.Module, memory: DeltaMemory, batch: Batch, state: MemoryState) -> tuple[Tensor, Tensor]:
     with memory.bind(state, write=False, token_mask=batch.asked.token_mask):
         hidden = _decode(model, batch.asked)
     head = model.get_output_embeddings()  # type: ignore[operator]

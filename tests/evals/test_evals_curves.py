@@ -46,6 +46,12 @@ def test_sessions_hold_what_their_place_says(name: str, x: int) -> None:
             assert probe.answer not in probe.old
             places = [max(n for n, text in enumerate(said) if value in text) for value in (*probe.old, probe.answer)]
             assert places[-1] == max(places)  # the newest value was told last
+        if name.startswith("messages"):
+            assert len(said) == x
+            assert 0.4 < said.count("Noted.") / (x / 2) <= 0.6
+            ends = [n for n, text in enumerate(said) if text == "Noted." and probe.answer in said[n - 1]]
+            since = said[ends[-1] :].count("Noted.")  # tellings since, with its own
+            assert since <= 5 if name == "messages" else 1 <= since <= 20
         if name == "tasks_beside":
             assert len({text for text in said if " Plan: 1. " in text}) == x
 

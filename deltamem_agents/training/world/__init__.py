@@ -3,10 +3,11 @@
 facts.py  the kinds of fact and how they are said      tasks.py  plans, reports and questions of progress
 tools.py  tools, calls and results                     talk.py   small talk
 session.py  one session                                questions.py  what is asked of it
-source.py  random sessions for training
+source.py  random sessions for training              life.py  sessions of one agent that follow each other
 """
 
 from ...progress import plan_text, report_text
+from .life import Life
 from .questions import Question, fact_questions, never_told, task_questions, without_memory
 from .session import FACTS, TASK, UNKNOWN, Session, Spec, new_session
 from .source import rng_for, world_dialogues, world_record, world_records
@@ -17,6 +18,7 @@ __all__ = [
     "TASK",
     "TOOLS",
     "UNKNOWN",
+    "Life",
     "Question",
     "Session",
     "Spec",

@@ -61,12 +61,14 @@ def fact_questions(rng: Random, session: Session, count: int, held_out: bool = F
     facts = list(session.facts.values())
     rng.shuffle(facts)
     facts.sort(key=lambda fact: fact.key not in session.replaced)
-    questions = []
-    for fact in (facts * times)[:count]:
-        old = session.replaced.get(fact.key)
-        group = "updated" if old else "tool" if fact.key in session.by_tool else "fact"
-        questions.append(asked(group, fact.ask(rng, held_out), fact.value, old))
-    return questions
+    return [about_fact(rng, session, fact, held_out) for fact in (facts * times)[:count]]
+
+
+def about_fact(rng: Random, session: Session, fact: Fact, held_out: bool = False) -> Question:
+    """The question about one of the session's facts."""
+    old = session.replaced.get(fact.key)
+    group = "updated" if old else "tool" if fact.key in session.by_tool else "fact"
+    return asked(group, fact.ask(rng, held_out), fact.value, old)
 
 
 def never_told(rng: Random, session: Session, held_out: bool = False) -> Question:

@@ -1,6 +1,6 @@
 """One session of the project-operations assistant: what is said, in order, and what is true at its end."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -17,8 +17,8 @@ MESSAGES_A_TURN = 3  # at most so many facts in one message
 
 _GROUPS = ("service", "person", "project", "team", "customer", "ticket", "me")
 _GROUP_WEIGHTS = (5, 3, 3, 1, 1.5, 1, 2.5)
-_START = ("New task for you: {g}.", "Please take care of this: {g}.", "Your next job: {g}.", "Let us {g}.")
-_GO_ON = (
+START = ("New task for you: {g}.", "Please take care of this: {g}.", "Your next job: {g}.", "Let us {g}.")
+GO_ON = (
     "Please go on.",
     "Continue with the task.",
     "Carry on.",
@@ -74,16 +74,16 @@ Event = tuple[float, Callable[[Session], None]]
 def new_session(rng: Random, spec: Spec) -> Session:
     """A random session that holds what ``spec`` asks for."""
     told = list(new_facts(rng, spec.facts))
-    by_tool = _tool_groups(rng, told, spec.from_tools)
+    by_tool = tool_groups(rng, told, spec.from_tools)
     spoken = [f for f in told if not any(f in group for group in by_tool)]
-    events: list[Event] = [_fact_event(rng, group, spec) for group in _grouped(rng, spoken, spec)]
-    events += [_lookup_event(rng, group) for group in by_tool]
+    events: list[Event] = [fact_event(rng, group, spec) for group in grouped(rng, spoken, spec)]
+    events += [lookup_event(rng, group) for group in by_tool]
     for fact in rng.sample(told, min(spec.updates, len(told))):
-        events.append((1 + rng.random(), _update(rng, fact, spec)))
-    events = _spread(rng, events)
+        events.append((1 + rng.random(), _update(rng, fact)))
+    events = spread(rng, events)
     events += _task_events(rng, spec)
-    events += [(rng.random(), _action(rng)) for _ in range(spec.actions)]
-    events += [(2 + i if spec.talk_last else rng.random(), _talk(rng)) for i in range(spec.talk)]
+    events += [(rng.random(), action_turn(rng)) for _ in range(spec.actions)]
+    events += [(2 + i if spec.talk_last else rng.random(), talk_turn(rng)) for i in range(spec.talk)]
     events += [(0.3 + 0.7 * rng.random(), _asked(rng)) for _ in range(spec.questions)]
     session = Session(spec)
     for _, happen in sorted(events, key=lambda event: event[0]):
@@ -91,10 +91,17 @@ def new_session(rng: Random, spec: Spec) -> Session:
     return session
 
 
-def new_facts(rng: Random, count: int) -> Iterator[Fact]:
-    """``count`` facts of some entities; the same kind is often told of several of them."""
+def new_facts(rng: Random, count: int, known: Iterable[Fact] = ()) -> Iterator[Fact]:
+    """``count`` facts of some entities; the same kind is often told of several of them.
+
+    None of them has the key of a ``known`` fact; the entities of those are spoken of again.
+    """
     entities: dict[str, tuple[str, str]] = {}
     used: set[tuple[str, str]] = set()
+    for fact in known:
+        entities[same_name(fact.entity)] = fact.kind.entity, fact.entity
+        used.add(fact.key)
+    count += len(used)
     while len(used) < count:
         if not entities or rng.random() < 0.45:
             group = rng.choices(_GROUPS, _GROUP_WEIGHTS)[0]
@@ -115,13 +122,13 @@ def say(session: Session, role: str, content: str, sub_state: str, **more: Any) 
     session.messages.append({"role": role, "content": content, "sub_state": sub_state, **more})
 
 
-def _spread(rng: Random, events: list[Event]) -> list[Event]:
+def spread(rng: Random, events: list[Event]) -> list[Event]:
     """Updates (at 1 and more) come after what they change; all of it is squeezed into 0 … 1."""
     last = 0.5 + 0.5 * rng.random()
     return [(at * last if at < 1 else last + (at - 1) * (1 - last), happen) for at, happen in events]
 
 
-def _tool_groups(rng: Random, told: Sequence[Fact], count: int) -> list[list[Fact]]:
+def tool_groups(rng: Random, told: Sequence[Fact], count: int) -> list[list[Fact]]:
     """Facts told by tools, those of one entity together."""
     groups: dict[str, list[Fact]] = {}
     for fact in rng.sample(
@@ -132,7 +139,7 @@ def _tool_groups(rng: Random, told: Sequence[Fact], count: int) -> list[list[Fac
     return list(groups.values())
 
 
-def _grouped(rng: Random, facts: Sequence[Fact], spec: Spec) -> Iterator[list[Fact]]:
+def grouped(rng: Random, facts: Sequence[Fact], spec: Spec) -> Iterator[list[Fact]]:
     at = 0
     while at < len(facts):
         size = 1 if spec.alone else rng.choices(range(1, MESSAGES_A_TURN + 1), (6, 2, 1))[0]
@@ -145,7 +152,7 @@ def _acknowledge(rng: Random, session: Session) -> None:
         say(session, "assistant", rng.choice(ACKNOWLEDGED), TASK)
 
 
-def _fact_event(rng: Random, facts: list[Fact], spec: Spec) -> Event:
+def fact_event(rng: Random, facts: list[Fact], spec: Spec) -> Event:
     text = _joined([fact.state(rng, spec.held_out) for fact in facts])
     if not spec.alone and rng.random() < 0.12:
         text = rng.choice((f"Hi! {text}", _joined([text, "Thanks!"]), f"OK. {text}", f"One more thing. {text}"))
@@ -163,7 +170,7 @@ def _joined(sentences: Sequence[str]) -> str:
     return " ".join([*(s if s[-1] in ".!?" else s + "." for s in sentences[:-1]), sentences[-1]])
 
 
-def _lookup_event(rng: Random, facts: list[Fact]) -> Event:
+def lookup_event(rng: Random, facts: list[Fact]) -> Event:
     turn = lookup(rng, facts[0].entity, facts)
 
     def happen(session: Session) -> None:
@@ -179,16 +186,25 @@ def _tool_turn(session: Session, messages: list[Message]) -> None:
         session.messages.append(message | {"sub_state": TASK if message["role"] == "assistant" else FACTS})
 
 
-def _action(rng: Random) -> Callable[[Session], None]:
+def action_turn(rng: Random) -> Callable[[Session], None]:
     turn = random_action(rng)
     return lambda session: _tool_turn(session, turn.messages)
 
 
-def _update(rng: Random, old: Fact, spec: Spec) -> Callable[[Session], None]:
+def _update(rng: Random, old: Fact) -> Callable[[Session], None]:
+    return changed(rng, old, other_value(rng, old))
+
+
+def other_value(rng: Random, old: Fact) -> Fact:
+    """The same fact with a value that differs."""
     value = old.kind.value(rng)
     while value == old.value:
         value = old.kind.value(rng)
-    new = Fact(old.kind, old.entity, value)
+    return Fact(old.kind, old.entity, value)
+
+
+def changed(rng: Random, old: Fact, new: Fact) -> Callable[[Session], None]:
+    """The user says that ``old`` is now ``new``."""
     text = new.update(rng)
 
     def happen(session: Session) -> None:
@@ -200,7 +216,7 @@ def _update(rng: Random, old: Fact, spec: Spec) -> Callable[[Session], None]:
     return happen
 
 
-def _talk(rng: Random) -> Callable[[Session], None]:
+def talk_turn(rng: Random) -> Callable[[Session], None]:
     line, answer = small_talk(rng)
 
     def happen(session: Session) -> None:
@@ -246,7 +262,7 @@ def _one_task(rng: Random, task: tasks.Task, finished: int, start: float, end: f
     stages = [n for n in range(1, finished + 1) if n == finished or rng.random() > sparse]
     times = sorted(start + (end - start) * rng.random() for _ in stages)
     blocked = {n: tasks.blocker(rng) for n in stages if n < len(task.steps) and rng.random() < 0.25}
-    request = rng.choice(_START).format(g=task.goal) if rng.random() < 0.5 else None
+    request = rng.choice(START).format(g=task.goal) if rng.random() < 0.5 else None
     form = rng.randrange(3)
 
     def begin(session: Session) -> None:
@@ -258,7 +274,7 @@ def _one_task(rng: Random, task: tasks.Task, finished: int, start: float, end: f
     def report(n: int) -> Callable[[Session], None]:
         def happen(session: Session) -> None:
             if rng.random() < 0.3:
-                say(session, "user", rng.choice(_GO_ON), FACTS)
+                say(session, "user", rng.choice(GO_ON), FACTS)
             text = tasks.report_text(task.goal, task.steps, n, blocked.get(n), form)
             say(session, "assistant", text, TASK)
             session.progress = tasks.Progress(task, n, blocked.get(n))
