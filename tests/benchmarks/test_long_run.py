@@ -42,6 +42,7 @@ def settings(plan: ModuleType, **changes: int) -> Any:
     return replace(known, **changes)
 
 
+@pytest.mark.slow
 def test_run(tmp_path: Path) -> None:
     done = subprocess.run(command(tmp_path), capture_output=True, text=True, env=ENV, timeout=280)
     assert done.returncode == 0, done.stderr

@@ -139,7 +139,7 @@ def test_a_run_that_stopped_goes_on(tmp_path: Path, recipe: Recipe) -> None:
 
 def test_runs_under_way_stop_at_the_time_limit(tmp_path: Path, recipe: Recipe) -> None:
     said: list[str] = []
-    document = run(recipe, tmp_path, variants=["base"], steps=100_000, time_limit=8.0, say=said.append)
+    document = run(recipe, tmp_path, variants=["base"], steps=100_000, time_limit=5.0, say=said.append)
     assert said == ["base-seed1: started", "base-seed1: stopped at the time limit; run again to go on"]
     assert document["missing"] == ["base-seed1"]
     assert (tmp_path / "base-seed1" / "runs" / "adapter" / "checkpoint.pt").is_file()

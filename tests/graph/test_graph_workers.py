@@ -35,7 +35,7 @@ def kill_and_resume(adapter: Path, tmp_path: Path, turn: Turn, moments: int, see
     """Kill the second turn of a thread at random moments and go on with it: nothing is lost or written twice."""
     expected = undisturbed(adapter, tmp_path / "undisturbed", EARLIER, TEXT)
     chance, killed = random.Random(seed), 0
-    longest = min(_seconds(replace(turn, folder=_begun(turn, tmp_path / f"timed-{i}"))) for i in range(2))
+    longest = _seconds(replace(turn, folder=_begun(turn, tmp_path / "timed")))
     for moment in range(moments):
         folder = _begun(turn, tmp_path / str(moment))
         worker = Worker(replace(turn, folder=folder))
@@ -45,7 +45,7 @@ def kill_and_resume(adapter: Path, tmp_path: Path, turn: Turn, moments: int, see
         resumed.go()
         resumed.finish()
         assert memory(calling(adapter, folder)) == expected, f"moment {moment} of seed {seed}"
-    assert killed >= moments // 5
+    assert killed >= moments // 5  # 0 of a few: a moment may come after the end of the turn
 
 
 def _begun(turn: Turn, folder: Path) -> Path:
@@ -61,14 +61,12 @@ def _seconds(turn: Turn) -> float:
     return worker.finish()
 
 
-@pytest.mark.parametrize(
-    ("durability", "asynchronous"), [("sync", False), ("sync", True), ("async", True), ("exit", False)]
-)
+@pytest.mark.parametrize(("durability", "asynchronous"), [("sync", False), ("async", True), ("exit", False)])
 def test_a_turn_killed_at_any_moment_is_resumed(
     tiny_adapter: Path, tmp_path: Path, asynchronous: bool, durability: Durability
 ) -> None:
     turn = Turn(str(tiny_adapter), tmp_path, durability=durability, asynchronous=asynchronous)
-    kill_and_resume(tiny_adapter, tmp_path, turn, moments=3, seed=1)
+    kill_and_resume(tiny_adapter, tmp_path, turn, moments=2, seed=1)
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_splits_share_no_session() -> None:
 
 
 def test_the_last_statement_of_each_fact_contains_its_value() -> None:
-    for _, session in sessions(60, Spec(facts=8, updates=3, alone=True, acknowledge=0.3)):
+    for _, session in sessions(20, Spec(facts=8, updates=3, alone=True, acknowledge=0.3)):
         said = [m["content"] for m in session.messages if m["role"] == "user"]
         for fact in session.facts.values():
             told = [values for text in said if (values := stated(fact, text))]
@@ -131,7 +131,7 @@ def test_tool_turns_call_with_valid_arguments_and_return_json_with_the_facts() -
 
 
 def test_facts_told_by_tools_are_in_a_result_and_in_no_statement() -> None:
-    for _, session in sessions(40, replace(BUSY, updates=0, questions=0, facts=12)):
+    for _, session in sessions(15, replace(BUSY, updates=0, questions=0, facts=12)):
         results = [json.loads(m["content"]) for m in session.messages if m["role"] == "tool"]
         for key in session.by_tool:
             fact = session.facts[key]

@@ -1,0 +1,21 @@
+"""The page about evaluation is what its data say."""
+
+import shutil
+from pathlib import Path
+
+from deltamem_agents.engine import load_engine
+from deltamem_agents.evals.report import render
+from deltamem_agents.evals.report.data import load
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "benchmarks" / "results" / "evaluation"
+
+
+def test_the_page_is_the_report_of_its_data(tmp_path: Path) -> None:
+    made = render(shutil.copytree(DATA, tmp_path / "evaluation")).read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert page == made.replace("](curves/", "](../benchmarks/results/evaluation/curves/")
+
+
+def test_the_report_is_of_the_shipped_weights() -> None:
+    assert load(DATA).settings["fingerprint"] == load_engine().fingerprint
