@@ -137,6 +137,7 @@ def test_a_run_that_stopped_goes_on(tmp_path: Path, recipe: Recipe) -> None:
         run_one(own, tmp_path / "run", 2, **options)
 
 
+@pytest.mark.slow
 def test_runs_under_way_stop_at_the_time_limit(tmp_path: Path, recipe: Recipe) -> None:
     said: list[str] = []
     document = run(recipe, tmp_path, variants=["base"], steps=100_000, time_limit=5.0, say=said.append)

@@ -61,7 +61,10 @@ def _seconds(turn: Turn) -> float:
     return worker.finish()
 
 
-@pytest.mark.parametrize(("durability", "asynchronous"), [("sync", False), ("async", True), ("exit", False)])
+@pytest.mark.parametrize(
+    ("durability", "asynchronous"),
+    [("sync", False), pytest.param("async", True, marks=pytest.mark.slow), ("exit", True)],
+)
 def test_a_turn_killed_at_any_moment_is_resumed(
     tiny_adapter: Path, tmp_path: Path, asynchronous: bool, durability: Durability
 ) -> None:

@@ -67,7 +67,7 @@ def test_splits_share_no_session() -> None:
 
 
 def test_the_last_statement_of_each_fact_contains_its_value() -> None:
-    for _, session in sessions(20, Spec(facts=8, updates=3, alone=True, acknowledge=0.3)):
+    for _, session in sessions(10, Spec(facts=8, updates=3, alone=True, acknowledge=0.3)):
         said = [m["content"] for m in session.messages if m["role"] == "user"]
         for fact in session.facts.values():
             told = [values for text in said if (values := stated(fact, text))]
@@ -78,7 +78,7 @@ def test_the_last_statement_of_each_fact_contains_its_value() -> None:
 
 
 def test_after_an_update_only_the_new_value_is_said() -> None:
-    for _, session in sessions(60, replace(BUSY, questions=0)):
+    for _, session in sessions(20, replace(BUSY, questions=0)):
         assert len(session.replaced) == 3
         for key, old in session.replaced.items():
             fact = session.facts[key]
