@@ -15,7 +15,6 @@ from .facts import Fact
 from .questions import NO_MEMORY, TASK_ABOUT, Question, about_fact, dressed, never_told, task_questions, without_memory
 from .session import (
     FACTS,
-    GO_ON,
     START,
     TASK,
     UNKNOWN,
@@ -32,6 +31,8 @@ from .session import (
     say,
     spread,
     talk_turn,
+    task_begun,
+    task_reported,
     tool_groups,
 )
 from .source import random_spec, rng_for
@@ -232,24 +233,9 @@ def _task_events(rng: Random, script: Script) -> list[Event]:
     times = sorted(rng.random() for _ in [0, *stages])
     request = rng.choice(START).format(g=task.goal) if rng.random() < 0.5 else None
     form = rng.randrange(3)
-
-    def begin(session: Session) -> None:
-        if request:
-            say(session, "user", request, FACTS)
-        say(session, "assistant", tasks.plan_text(task.goal, task.steps), TASK)
-        session.progress = tasks.Progress(task, 0)
-
-    def report(n: int) -> Callable[[Session], None]:
-        def happen(session: Session) -> None:
-            if rng.random() < 0.3:
-                say(session, "user", rng.choice(GO_ON), FACTS)
-            say(session, "assistant", tasks.report_text(task.goal, task.steps, n, blockers.get(n), form), TASK)
-            session.progress = tasks.Progress(task, n, blockers.get(n))
-
-        return happen
-
-    begins: list[Event] = [(times[0], begin)] if script.since is None else []
-    return begins + [(at, report(n)) for at, n in zip(times[1:], stages, strict=True)]
+    begins: list[Event] = [(times[0], task_begun(task, request))] if script.since is None else []
+    reports = [task_reported(rng, task, n, blockers.get(n), form) for n in stages]
+    return [*begins, *zip(times[1:], reports, strict=True)]
 
 
 def _ask_within(rng: Random, keys: set[Key]) -> Callable[[Session], None]:

@@ -264,21 +264,31 @@ def _one_task(rng: Random, task: tasks.Task, finished: int, start: float, end: f
     blocked = {n: tasks.blocker(rng) for n in stages if n < len(task.steps) and rng.random() < 0.25}
     request = rng.choice(START).format(g=task.goal) if rng.random() < 0.5 else None
     form = rng.randrange(3)
+    reports = [task_reported(rng, task, n, blocked.get(n), form) for n in stages]
+    return [(start, task_begun(task, request)), *zip(times, reports, strict=True)]
 
-    def begin(session: Session) -> None:
+
+def task_begun(task: tasks.Task, request: str | None) -> Callable[[Session], None]:
+    """The user's request, if there is one, and the assistant's plan."""
+
+    def happen(session: Session) -> None:
         if request:
             say(session, "user", request, FACTS)
         say(session, "assistant", tasks.plan_text(task.goal, task.steps), TASK)
         session.progress = tasks.Progress(task, 0)
 
-    def report(n: int) -> Callable[[Session], None]:
-        def happen(session: Session) -> None:
-            if rng.random() < 0.3:
-                say(session, "user", rng.choice(GO_ON), FACTS)
-            text = tasks.report_text(task.goal, task.steps, n, blocked.get(n), form)
-            say(session, "assistant", text, TASK)
-            session.progress = tasks.Progress(task, n, blocked.get(n))
+    return happen
 
-        return happen
 
-    return [(start, begin)] + [(at, report(n)) for at, n in zip(times, stages, strict=True)]
+def task_reported(
+    rng: Random, task: tasks.Task, finished: int, blocker: str | None, form: int
+) -> Callable[[Session], None]:
+    """The assistant's report after ``finished`` steps, sometimes because the user asked for it."""
+
+    def happen(session: Session) -> None:
+        if rng.random() < 0.3:
+            say(session, "user", rng.choice(GO_ON), FACTS)
+        say(session, "assistant", tasks.report_text(task.goal, task.steps, finished, blocker, form), TASK)
+        session.progress = tasks.Progress(task, finished, blocker)
+
+    return happen
