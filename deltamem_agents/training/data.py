@@ -20,7 +20,7 @@ from .encoding import EncodedRecord, Encoder
 from .packing import IGNORE, Batch, Packed, Shape, pack_batch
 from .recipe import WORLD, Recipe, TrainRecipe
 from .records import Record, read_records
-from .world import TASK, Life, rng_for, world_dialogues, world_record
+from .world import TASK, Life, other_text, rng_for, world_dialogues, world_record
 
 Make = Callable[[int], Any]
 PATIENCE = 200  # sessions looked at for one that fits
@@ -53,8 +53,9 @@ def _deafen(_: int) -> None:
 class AdapterBatches:
     """Batches for the adapter, from the world or from a JSONL file of records.
 
-    With ``sessions_a_life`` of n > 1, row i of step s is at session (s + o) % n of its life number (s + o) // n; its
-    offset o = i * n // rows makes each batch a mix of ages. The first life of a row begins at session o, in step 0.
+    With lives (``sessions_a_life`` above 1), row i of step s is at session (s + o) % n of its life number (s + o) // n,
+    where n is the row's of ``sessions_a_life``; its offset o = i * n // rows makes each batch a mix of ages. The first
+    life of a row begins at session o, in step 0.
 
     Raises:
         RecipeError: nothing in the file can be learnt; lives of records from a file.
@@ -71,13 +72,13 @@ class AdapterBatches:
         self.file: dict[Shape, list[EncodedRecord]] = {}  # each record under the shortest shape that holds it
         self.summary = ""  # how much of a file can be learnt
         if recipe.data != WORLD:
-            if train.sessions_a_life > 1:
+            if train.lives:
                 raise RecipeError(f"recipe field adapter.train.sessions_a_life needs data: {WORLD}; use 1 for a file")
             self.summary = self._read(Path(recipe.data))
 
     def __call__(self, step: int) -> Batch:
         """The batch of one step: all its records need the same row length."""
-        if self.train.sessions_a_life > 1:
+        if self.train.lives:
             return self._lives(step)
         rng = Random(f"{self.seed}/{step}")
         if self.file:
@@ -97,14 +98,14 @@ class AdapterBatches:
 
     def told(self, step: int, row: int) -> tuple[Record, EncodedRecord, bool]:
         """The session that a row's life is at in a step, as text and encoded, and whether that life begins with it."""
-        sessions = self.train.sessions_a_life
+        sessions = self.train.sessions_a_life[row % len(self.train.sessions_a_life)]
         offset = row * sessions // self.train.rows
         number, at = divmod(step + offset, sessions)
         start = 0 if number else offset
         name, train = f"{row}/{number}", self.train
         life = Life(self.seed, name, train.most_facts, train.questions, TASK in self.names, start)
         for attempt in range(PATIENCE):
-            record = life.record(at, attempt)
+            record = self._with_text(life.record(at, attempt), f"{row}/{attempt}", step)
             encoded = self.encoder.record(record)
             if self.shapes[-1].fits(encoded):
                 return record, encoded, at == start
@@ -169,7 +170,14 @@ class AdapterBatches:
                 rng_for(self.seed, index, f"train/{step}"), self.train.most_facts, self.train.questions
             )
             if set(record.reset) <= set(self.names):  # what cannot be emptied is not forgotten
-                yield self.encoder.record(record)
+                yield self.encoder.record(self._with_text(record, str(index), step))
+
+    def _with_text(self, record: Record, name: str, step: int) -> Record:
+        """The record, with text of another session before its questions where the recipe's ``text_share`` says so."""
+        rng = rng_for(self.seed, step, f"text/{name}")
+        if rng.random() >= self.train.text_share:
+            return record
+        return replace(record, conversations=[other_text(rng), *record.conversations])
 
 
 def _render_fast(messages: list[dict[str, Any]], tools: Any = None, prompt: bool = False) -> str:

@@ -16,7 +16,7 @@ class EncodedRecord:
     Attributes:
         memory: ids of each message, rendered alone by the chat template.
         routes: sub-states that each message is written to.
-        asked: (ids, index where the answer begins) of each conversation.
+        asked: (ids, index where that begins which is to be learnt, at least 1) of each conversation.
         reset: sub-states emptied after writing.
     """
 
@@ -49,7 +49,10 @@ class Encoder:
             rendered += self.split(Conversation(messages, tools))
         ids = self.contents.encode(rendered, taken)
         memory, pairs = ids[: len(record.memory)], ids[len(record.memory) :]
-        asked = [(prompt + answer, len(prompt)) for prompt, answer in zip(pairs[::2], pairs[1::2], strict=True)]
+        asked = [
+            (prompt + answer, 1 if conversation.whole else len(prompt))
+            for conversation, prompt, answer in zip(record.conversations, pairs[::2], pairs[1::2], strict=True)
+        ]
         return EncodedRecord(memory, [self.route(m) for m in record.memory], asked, record.reset)
 
     def texts(self, texts: list[str]) -> list[list[int]]:

@@ -27,9 +27,10 @@ LEAST = dict.fromkeys(
     "steps rows length memory_tokens asked_tokens answer_tokens most_facts questions sessions_a_life log_every "
     "checkpoint_every vocab_size".split(), 1
 ) | dict.fromkeys(
-    "lr final_lr betas weight_decay warmup clip workers other_weight random_share output_std sessions".split(), 0
+    "lr final_lr betas weight_decay warmup clip workers other_weight random_share text_share output_std "
+    "sessions".split(), 0
 )  # fmt: skip
-BELOW = {"betas": 1, "random_share": 1}
+BELOW = {"betas": 1, "random_share": 1, "text_share": 1}
 DTYPES = ("bf16", "fp32")
 
 
@@ -46,6 +47,9 @@ class TrainRecipe:
         most_facts, questions: of a session of the world.
         sessions_a_life: adapter: sessions of the world that one memory goes through, one a step, its state carried on
             from step to step, cut from autograd (truncated back-propagation through time); 1: each begins empty.
+            Several numbers are those of the rows, in turn: [1, 8, 48] makes a third of the lives of each length.
+        text_share: adapter: share of the sessions of the world that come with the beginning of another one, to be
+            learnt whole, so that what is remembered leaves other text alone.
         dtype: "bf16" (autocast; weights and states stay float32) or "fp32".
         other_weight: backbone: loss weight of tokens that are not answers.
         random_share: backbone: share of sequences that are random tokens said twice, which teach copying.
@@ -62,7 +66,8 @@ class TrainRecipe:
     answer_tokens: int = 128
     most_facts: int = 16
     questions: int = 20
-    sessions_a_life: int = 1
+    sessions_a_life: tuple[int, ...] = (1,)
+    text_share: float = 0.0
     lr: float = 1e-3
     final_lr: float = 0.02
     betas: tuple[float, float] = (0.9, 0.98)
@@ -77,6 +82,11 @@ class TrainRecipe:
     workers: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
+
+    @property
+    def lives(self) -> bool:
+        """Whether states are carried on from step to step."""
+        return max(self.sessions_a_life) > 1
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages that the model sees, the last of them the assistant's answer to learn."""
+    """Messages that the model sees, the last of them the assistant's answer to learn; ``whole``: all are to learn."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def train_adapter(
 ) -> Adapter | None:
     """Train the recipe's adapter on a loaded, packed-attention backbone with the batches of ``source``.
 
-    Checkpoints go to ``folder``; with ``sessions_a_life`` above 1 the states of the lives are part of them.
+    Checkpoints go to ``folder``; where the recipe trains on lives, their states are part of them.
 
     Returns:
         The adapter, or None when ``deadline`` (time.monotonic seconds) came first: call again to go on.
@@ -40,7 +40,7 @@ def train_adapter(
     run = Run(folder, train, dict(memory.named_parameters()), deadline)
     run.resume()
 
-    lives = train.sessions_a_life > 1
+    lives = train.lives
     if lives:
         run.carried = _carried(run, memory)
 

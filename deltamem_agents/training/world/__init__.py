@@ -10,7 +10,7 @@ from ...progress import plan_text, report_text
 from .life import Life
 from .questions import Question, fact_questions, never_told, task_questions, without_memory
 from .session import FACTS, TASK, UNKNOWN, Session, Spec, new_session
-from .source import rng_for, world_dialogues, world_record, world_records
+from .source import other_text, rng_for, world_dialogues, world_record, world_records
 from .tools import TOOLS
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "fact_questions",
     "never_told",
     "new_session",
+    "other_text",
     "plan_text",
     "report_text",
     "rng_for",

@@ -1,6 +1,7 @@
 """Random sessions for training: records for the adapter, and dialogues for the backbone."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -52,6 +53,15 @@ def questions_for(rng: Random, session: Session, count: int, reset: bool = False
     questions += fact_questions(rng, session, max(1, count - len(questions)), times=times)
     rng.shuffle(questions)
     return questions
+
+
+def other_text(rng: Random, messages: int = 4) -> Conversation:
+    """The first messages of a session of its own, learnt whole: up to the last reply among ``messages`` of them."""
+    session = new_session(rng, replace(random_spec(rng), facts=rng.randint(1, 4), questions=0, acknowledge=1.0))
+    first = session.messages[:messages]
+    while first[-1]["role"] != "assistant":
+        first.pop()
+    return Conversation(first, whole=True)
 
 
 def world_record(rng: Random, most_facts: int = 16, questions: int = 20) -> Record:
