@@ -4,9 +4,9 @@
 
 The default adapter, float32, with 2 threads (``--threads``). The first token: a question answered with a memory of some
 facts, to the end of the first step. Tokens a second: a reply of 128 tokens whose end is not heard, over the whole call,
-prompt included, with memory and without. A turn written: a message of 512 tokens. Texts of 512 to 32768 tokens, in
-pieces of 8192 as the engine writes them, with the exponent of their cost: 1 where twice the text takes twice the time.
-About five minutes.
+prompt included, with memory and without; the same reply with memory as a stream. A turn written: a message of 512
+tokens. Texts of 512 to 32768 tokens, in pieces of 8192 as the engine writes them, with the exponent of their cost: 1
+where twice the text takes twice the time. About five minutes.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def told(engine: Engine) -> MemoryState:
 
 
 def measure_answers(engine: Engine, tokens: int, repeats: int) -> dict[str, Any]:
-    """First token and tokens a second, of "memory" and "frozen" in turn."""
+    """First token and tokens a second, of "memory" and "frozen" in turn; the speed of a stream over the whole's."""
     state = told(engine)
 
     def answer(count: int, reads: bool) -> None:
@@ -73,8 +73,14 @@ def measure_answers(engine: Engine, tokens: int, repeats: int) -> dict[str, Any]
         for count in (1, tokens)
         for name, reads in (("memory", True), ("frozen", False))
     }
-    took = interleaved(sides, CPU, repeats)
-    found: dict[str, Any] = {"new_tokens": tokens}
+
+    def stream() -> None:
+        *_, last = engine.stream(QUESTION, state, max_new_tokens=tokens)
+        if last.generation is None or last.generation.completion_tokens != tokens:
+            raise SystemExit(f"a stream of {tokens} tokens has another length: the figures would be void")
+
+    took = interleaved({**sides, "stream": stream}, CPU, repeats)
+    found: dict[str, Any] = {"new_tokens": tokens, "stream": took["stream"]}
     for name in ("memory", "frozen"):
         first, whole = took[f"{name}1"], took[f"{name}{tokens}"]
         steps = whole["median_s"] - first["median_s"]
@@ -86,6 +92,7 @@ def measure_answers(engine: Engine, tokens: int, repeats: int) -> dict[str, Any]
             "whole": whole,
         }
     found["ratio"] = ratio(found["memory"]["tokens_per_s"], found["frozen"]["tokens_per_s"])
+    found["stream_ratio"] = ratio(took[f"memory{tokens}"]["median_s"], took["stream"]["median_s"])
     return found
 
 
@@ -134,12 +141,15 @@ def main() -> None:
 
 
 def report(document: dict[str, Any]) -> None:
-    memory, frozen = document["answers"]["memory"], document["answers"]["frozen"]
+    answers = document["answers"]
+    memory, frozen = answers["memory"], answers["frozen"]
+    streamed = round(answers["new_tokens"] / answers["stream"]["median_s"], 1)
     print_table(
         ("", "memory", "frozen", "target"),
         [
             ("first token, s", memory["first_token_s"], frozen["first_token_s"], TARGETS["first_token_s"]),
             ("tokens/s", memory["tokens_per_s"], frozen["tokens_per_s"], TARGETS["tokens_per_s"]),
+            ("tokens/s of a stream", streamed, None, TARGETS["tokens_per_s"]),
             (f"write {document['turn']['tokens']} tokens, s", document["turn"]["median_s"], None, TARGETS["turn_s"]),
         ],
     )

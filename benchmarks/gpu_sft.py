@@ -1,16 +1,17 @@
 """What a training step costs: 8192 tokens written, 512 seen that read them, a loss on the last 128 of these, backward.
 
     python benchmarks/gpu_sft.py
-    python benchmarks/gpu_sft.py --compiled
+    python benchmarks/gpu_sft.py --ways graph
+    python benchmarks/gpu_sft.py --ways compiled
 
 Qwen3-4B's shape with random weights under bfloat16 autocast, sdpa; the adapter is float32 and trainable, and the step
 is the trainer's: states of their own, a pass that writes, a pass that reads, gradients to the adapter alone. The frozen
 backbone does the same two passes with gradients to their input embeddings (its first pass enters the loss with factor
-0, so that backward runs through both). The optimiser is left out on both sides. Both are measured twice: called from
-Python, which on a slow processor cannot launch kernels as fast as they run, and as CUDA graphs, in which nothing waits
-for Python. ``--compiled`` puts both losses through torch.compile instead, as the trainer does with its own: minutes
-longer, results in a file of their own. If the activations do not fit, give ``--checkpointing``: non-reentrant gradient
-checkpointing on both sides.
+0, so that backward runs through both). The optimiser is left out on both sides. ``--ways``: called from Python
+(python), which on a slow processor cannot launch kernels as fast as they run; as CUDA graphs (graph), in which nothing
+waits for Python; and with both losses through torch.compile, as the trainer does with its own (compiled): minutes
+longer. Each way has a file of results of its own, written after each adapter. If the activations do not fit, give
+``--checkpointing``: non-reentrant gradient checkpointing on both sides.
 """
 
 import argparse
@@ -26,11 +27,11 @@ from measuring import (
     compare,
     environment,
     free,
+    graphs,
     interleaved,
     parser,
     peak_bytes,
     print_table,
-    repeated,
     write_results,
 )
 from qwen3_shape import MODES, build_model, model_bytes, random_ids, routes, with_memory
@@ -40,6 +41,7 @@ from torch.nn.functional import cross_entropy
 from deltamem_agents.memory import DeltaMemory
 
 NAME = "gpu_sft"
+FILES = {"python": NAME, "graph": f"{NAME}_graph", "compiled": f"{NAME}_compiled"}
 WRITTEN, SEEN, LEARNT = 8192, 512, 128
 TINY_TOKENS = (64, 32, 8)
 CAUSAL = {
@@ -119,67 +121,72 @@ def checkpointed(model: Any) -> None:
 
 
 def measure(
-    frozen: Any, before: int | None, mode: str, tokens: tuple[int, int, int], args: argparse.Namespace
+    frozen: Any, step: Step, plain: Call, before: int | None, mode: str, way: str, args: argparse.Namespace
 ) -> dict[str, Any]:
+    """A row of the results. ``plain``: the frozen side's step; ``before``: its peak, no adapter on the device."""
     device = frozen.device
     model, memory = with_memory(frozen, mode, dtype=torch.float32, trainable=True)
     if args.checkpointing:
         checkpointed(model)
-    step = Step(frozen, *tokens)
-    sides = {
-        "frozen": step.frozen(frozen, args.compiled),
-        "memory": step.trained(model, memory, mode, args.compiled),
-    }
+    sides = {"frozen": plain, "memory": step.trained(model, memory, mode, way == "compiled")}
+    peak = None
+    if way == "graph":
+        sides = graphs(sides, device)
+    else:
+        sides["memory"]()
+        peak = peak_bytes(sides["memory"], device)
     took = interleaved(sides, device, args.repeats)
+    memory.zero_grad(set_to_none=False)  # a graph writes to where the gradients stood when it was captured
+    sides["memory"]()
     check_gradients(memory)
-    peak = peak_bytes(sides["memory"], device)
-    graphs = {}
-    if not args.compiled:
-        replays = {name: repeated(side, 1, device) for name, side in sides.items()}
-        graphs = {"graph": compare(interleaved(replays, device, args.repeats), None, None)}
-    parameters = sum(p.numel() for p in memory.parameters())
     memory.detach()
-    free(device)
-    return {"mode": mode, "parameters": parameters, **compare(took, before, peak), **graphs}
+    return {"mode": mode, "parameters": sum(p.numel() for p in memory.parameters()), **compare(took, before, peak)}
 
 
 def main() -> None:
     asked = parser(__doc__, NAME)
     asked.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES), help="adapters")
+    asked.add_argument("--ways", nargs="+", default=["python", "graph"], choices=list(FILES), help="how it is called")
     asked.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
-    asked.add_argument("--compiled", action="store_true", help="both sides through torch.compile")
     args = asked.parse_args()
-    name, device = f"{NAME}_compiled" if args.compiled else NAME, best_device()
-    tokens = TINY_TOKENS if args.tiny else (WRITTEN, SEEN, LEARNT)
+    device = best_device()
     frozen = build_model(device, args.tiny)
     if args.checkpointing:
         checkpointed(frozen)
-    step = Step(frozen, *tokens).frozen(frozen, args.compiled)
-    step()
-    before = peak_bytes(step, device)
+    for way in args.ways:
+        measure_way(frozen, way, args)
+
+
+def measure_way(frozen: Any, way: str, args: argparse.Namespace) -> None:
+    """One file of results."""
+    tokens, device = TINY_TOKENS if args.tiny else (WRITTEN, SEEN, LEARNT), frozen.device
+    step = Step(frozen, *tokens)
+    plain = step.frozen(frozen, way == "compiled")
+    before = None  # all graphs share one pool
+    if way != "graph":
+        plain()
+        before = peak_bytes(plain, device)
     document: dict[str, Any] = {
         "environment": environment(device),
         "tiny": args.tiny,
         "tokens": dict(zip(("written", "seen", "learnt"), tokens, strict=True)),
         "checkpointing": args.checkpointing,
-        "compiled": args.compiled,
+        "way": way,
         "weights_bytes": model_bytes(frozen),
         "rows": [],
     }
+    print(f"called: {way}", flush=True)
     for mode in args.modes:
-        document["rows"].append(measure(frozen, before, mode, tokens, args))
-        write_results(args.out, name, document)
-    report(document["rows"])
+        document["rows"].append(measure(frozen, step, plain, before, mode, way, args))
+        write_results(args.out, FILES[way], document)
+        free(device)
+    print_table(
+        ("adapter", "frozen s", "memory s", "ratio", "frozen GiB", "memory GiB", "peak ratio"),
+        [(row["mode"], *beside(row)) for row in document["rows"]],
+    )
     names = [row["mode"] for row in document["rows"]]
     speeds = {"speed": [row["ratio"] for row in document["rows"]]}
-    bars(args.out / f"{name}.png", names, speeds, "frozen time / time with memory", 1.0)
-
-
-def report(rows: list[dict[str, Any]]) -> None:
-    print_table(
-        ("adapter", "frozen s", "memory s", "ratio", "frozen GiB", "memory GiB", "peak ratio", "ratio as graphs"),
-        [(r["mode"], *beside(r), r["graph"]["ratio"] if "graph" in r else "not run") for r in rows],
-    )
+    bars(args.out / f"{FILES[way]}.png", names, speeds, "frozen time / time with memory", 1.0)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,25 @@ def repeated(call: Call, calls: int, device: torch.device) -> Call:
     return graph.replay
 
 
+def graphs(sides: Mapping[str, Call], device: torch.device) -> dict[str, Call]:
+    """One call of each side as a CUDA graph; elsewhere, the calls themselves.
+
+    The graphs take turns in one pool of memory: what a graph leaves there holds until another of them is replayed. All
+    sides run once before the first capture, while no memory belongs to the pool yet.
+    """
+    if device.type != "cuda":
+        return dict(sides)
+    for call in sides.values():
+        call()
+    torch.cuda.synchronize(device)
+    pool, captured = torch.cuda.graph_pool_handle(), {}
+    for name, call in sides.items():
+        captured[name] = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured[name], pool=pool):
+            call()
+    return {name: graph.replay for name, graph in captured.items()}
+
+
 def free(device: torch.device) -> None:
     """Let go of what nothing refers to any more."""
     gc.collect()

@@ -165,8 +165,9 @@ class Bound:
             where = self.sub_states.get(name) if isinstance(self.sub_states, Mapping) else name in self.sub_states
             if where is None or where is False:
                 continue
-            where = True if where is True else self._fit(f"sub_states[{name!r}]", where, x).bool()[..., None]
-            routed[:, :, list(heads)] = where
+            where = True if where is True else self._fit(f"sub_states[{name!r}]", where, x).bool()
+            for head in heads:  # a list as an index would be copied to the device, which no CUDA graph can capture
+                routed[:, :, head] = where
         return mask & routed
 
 

@@ -55,13 +55,22 @@ def test_prefill(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [(), ("--checkpointing",)])
 def test_sft(tmp_path: Path, options: tuple[str, ...]) -> None:
     document = run("gpu_sft", tmp_path, *options)
-    assert document["checkpointing"] is bool(options)
-    assert set(document["tokens"]) == {"written", "seen", "learnt"}
-    assert [row["mode"] for row in document["rows"]] == MODES
-    for row in document["rows"]:
-        check_times(row, "frozen", "memory")
-        check_times(row["graph"], "frozen", "memory")
-        assert row["ratio"] > 0 and row["parameters"] > 0
+    graph = json.loads((tmp_path / "gpu_sft_graph.json").read_text(encoding="utf-8"))
+    for found, way in ((document, "python"), (graph, "graph")):
+        assert (found["checkpointing"], found["way"]) == (bool(options), way)
+        assert set(found["tokens"]) == {"written", "seen", "learnt"}
+        assert [row["mode"] for row in found["rows"]] == MODES
+        for row in found["rows"]:
+            check_times(row, "frozen", "memory")
+            assert row["ratio"] > 0 and row["parameters"] > 0
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_one_way_alone(tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / "gpu_sft.py"), "--tiny", "--ways", "graph", "--modes", "tsw"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, "--out", str(tmp_path)], env=env, check=True, timeout=100)
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu_sft_graph.json", "gpu_sft_graph.png"}
 
 
 @pytest.mark.slow
@@ -98,6 +107,8 @@ def test_cpu(tmp_path: Path) -> None:
     for side in ("memory", "frozen"):
         check_times(document["answers"][side], "first", "whole")
         assert document["answers"][side]["tokens_per_s"] > 0
+    check_times(document["answers"], "stream")
+    assert document["answers"]["stream_ratio"] > 0
     assert 120 <= document["turn"]["tokens"] <= 128
     assert [row["tokens"] for row in document["writes"]] == sorted(row["tokens"] for row in document["writes"])
     check_times({"turn": document["turn"]}, "turn")
