@@ -40,10 +40,12 @@ def to_request(
     if options.get("thinking") is not None:
         template["enable_thinking"] = options["thinking"]
     parallel = options.get("parallel_tool_calls")
+    limit = options.get("max_completion_tokens")  # of a call alone, so it goes before the model's own max_tokens
+    limit = options.get("max_tokens") if limit is None else limit
     return Request(
         conversation=[to_message(message) for message in messages],
         tools=tools or None,
-        max_new_tokens=options.get("max_tokens") or options.get("max_completion_tokens") or 256,
+        max_new_tokens=256 if limit is None else limit,
         stop=_texts(stop if stop is not None else options.get("stop")),
         temperature=options.get("temperature") or 0.0,
         top_p=options.get("top_p"),

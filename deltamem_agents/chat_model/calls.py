@@ -21,8 +21,8 @@ from .serving import Served
 T = TypeVar("T")
 
 ARGUMENTS = frozenset(
-    "agent_id memory_version use_memory memory_scale history recall recall_tokens timeout thinking "
-    "chat_template_kwargs temperature top_p seed max_tokens max_completion_tokens stop tools tool_choice "
+    "agent_id memory_version use_memory memory_scale history recall recall_tokens trace_quotes timeout "
+    "thinking chat_template_kwargs temperature top_p seed max_tokens max_completion_tokens stop tools tool_choice "
     "parallel_tool_calls response_format".split()
 )  # of a call of the model
 OF_LANGCHAIN = frozenset(("strict", "ls_structured_output_format", "stream_usage"))  # passed along; no effect here
@@ -58,9 +58,15 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
 
 
 def choice_of(choice: Any) -> str | None:
-    """A tool choice in any of LangChain's and OpenAI's forms: None, "auto", "none", "any", or a tool's name."""
+    """A tool choice in any form of LangChain, OpenAI and Anthropic: None, "auto", "none", "any", or a tool's name.
+
+    Raises ValueError for a dict that says none of these.
+    """
     if isinstance(choice, dict):
-        choice = choice.get("function", choice).get("name")
+        given = choice.get("function", choice).get("name") or choice.get("type")
+        if not isinstance(given, str) or given in ("function", "tool"):
+            raise ValueError(f'tool_choice {choice!r} names no tool: {{"type": "function", "function": {{"name": …}}}}')
+        choice = given
     known: dict[Any, str | None] = {True: "any", False: None, "required": "any"}
     found: str | None = known.get(choice, choice)
     return found

@@ -1,6 +1,7 @@
 """The chat model. It reads its agent's memory while it answers; in a plain chain it remembers the turn afterwards."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -33,6 +34,8 @@ from .replay import Forgotten, forget
 from .serving import EMPTY, require_agent, served
 from .structured import Method, structured
 from .turns import finish_turn, plan_turn, write_earlier
+
+log = logging.getLogger(__name__)
 
 
 class DeltaMemChatModel(RememberingChatModel):
@@ -238,6 +241,9 @@ class DeltaMemChatModel(RememberingChatModel):
                 )
                 seen_now = with_recall(seen_now, recalled)
                 metadata["recalled"] = 0 if recalled is None else len(recalled.entries)
+                if recalled is not None and kwargs.get("trace_quotes", self.trace_quotes):
+                    metadata["recalled_text"] = recalled.text
+                    log.debug("agent %s, version %s, quoted: %s", agent_id, version, recalled.text)
         request = to_request(seen_now, stop, {**self._settings, **kwargs})
         return Asked(with_reply_id(request, seen_now, *read), state, metadata)
 

@@ -54,6 +54,8 @@ class Settings(BaseChatModel):
     """At most this many tokens of quotations."""
     router: SkipValidation[Router | None] = Field(default=None, exclude=True)
     """Names the sub-state (or several, or none) that a message is written to; None or its None: by role."""
+    trace_quotes: bool = False
+    """True: traces and DEBUG logs hold the quotations, as ``response_metadata["recalled_text"]``. Also with a call."""
     timeout: float | None = Field(default=None, gt=0)
     """Seconds after which a reply that is not whole is ended, with a TimeoutError. Also with a call."""
     thinking: bool | None = None
@@ -74,6 +76,14 @@ class Settings(BaseChatModel):
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return value if value is None or isinstance(value, str) else str(value).removeprefix("torch.")
+
+    @field_validator("model_options", mode="after")
+    @classmethod
+    def _as_plain(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Configs of transformers as dicts, which ``from_pretrained`` takes too, and ``dumps`` keeps."""
+        if value is None:
+            return None
+        return {name: one.to_dict() if callable(getattr(one, "to_dict", None)) else one for name, one in value.items()}
 
     # What is shared by all models of the process
 

@@ -33,19 +33,19 @@ def structured(
         raise ValueError(f'method "{method}" needs a schema: give one, or take method="json_mode"')
     if tools and method == "function_calling":
         raise ValueError('tools beside a schema need method="json_schema": a function call is a tool call itself')
-    traced = {"kwargs": {"method": method}, "schema": None if schema is None else convert_to_json_schema(schema)}
+    traced = {"kwargs": {"method": method}, "schema": None if schema is None else whole_schema(schema)}
     parser: OutputParserLike[Any]
     bound: dict[str, Any]
     if method == "function_calling":
         bound = {"parallel_tool_calls": False, "ls_structured_output_format": traced, **options}
-        llm = model.bind_tools([schema], tool_choice="any", **bound)
+        tool = as_tool(schema)
+        llm = model.bind_tools([tool], tool_choice="any", **bound)
         if is_model(schema):
             parser = PydanticToolsParser(tools=[schema], first_tool_only=True)
         else:
-            name = convert_to_openai_tool(schema)["function"]["name"]
-            parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+            parser = JsonOutputKeyToolsParser(key_name=tool["function"]["name"], first_tool_only=True)
     else:
-        wanted = ANY_OBJECT if schema is None else closed(convert_to_json_schema(schema))
+        wanted = ANY_OBJECT if schema is None else closed(whole_schema(schema))
         form = {"type": "json_schema", "json_schema": {"name": wanted.get("title", "reply"), "schema": wanted}}
         bound = {"response_format": form, "ls_structured_output_format": traced, **options}
         llm = model.bind_tools(tools, **bound) if tools else cast(Any, model.bind(**bound))
@@ -58,6 +58,37 @@ def with_raw(llm: Runnable[Any, Any], parser: OutputParserLike[Any]) -> Runnable
     parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
     return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+
+def whole_schema(schema: Any) -> dict[str, Any]:
+    """The JSON Schema of a schema in any form; LangChain's own conversion drops what has no "properties" of its own
+    (maps, allOf, anyOf, $ref) and cuts models that refer to themselves.
+    """
+    if is_model(schema) and hasattr(schema, "model_json_schema"):
+        own = schema.model_json_schema()
+        if "$defs" in own or "properties" not in own:
+            return {"title": schema.__name__, **own}
+    if isinstance(schema, Mapping) and not {"name", "function", "input_schema", "toolSpec"} & set(schema):
+        return dict(schema)
+    return convert_to_json_schema(schema)
+
+
+def as_tool(schema: Any) -> dict[str, Any]:
+    """A tool in OpenAI's form whose arguments are what a schema describes.
+
+    Raises ValueError when that is no object.
+    """
+    whole = whole_schema(schema)
+    cut = "properties" not in whole or "$defs" in whole
+    if not cut or not (is_model(schema) or isinstance(schema, Mapping)):
+        return convert_to_openai_tool(schema)
+    if whole.get("type", "object") != "object":
+        raise ValueError(f'the arguments of a call are an object, not {whole["type"]!r}: take method="json_schema"')
+    if "title" not in whole:
+        raise ValueError('a JSON Schema needs a "title" to be called as a tool: give one, or take method="json_schema"')
+    parameters = {name: item for name, item in whole.items() if name not in ("title", "description")}
+    function = {"name": whole["title"], "description": whole.get("description", ""), "parameters": parameters}
+    return {"type": "function", "function": function}
 
 
 def is_model(schema: Any) -> bool:

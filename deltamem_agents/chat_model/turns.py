@@ -16,7 +16,8 @@ in the memory before the answer is computed; :func:`finish_turn` writes the turn
       and the next reply, and is not aligned;
    e. it stands before all that is aligned so, and older entries have its content, in the same order; or entries of
       versions that were rolled back or replaced have it, in the same order.
-   What is left of the history is new, and is written before the answer, in its order.
+   What is left of the history is new, and is written before the answer, in its order: beside the head, which moves
+   there when the reply is whole.
 3. Of the current turn, all is new except: what comes before a reply of its own (which called a tool) that is written
    already; messages whose id and content are on the way to the head. So a human message alone is new, whatever earlier
    one it equals, unless its id says otherwise. A turn that was answered with the same words is not written
@@ -136,24 +137,38 @@ def _is_reply(record: Record) -> bool:
 
 
 def write_earlier(memory: AgentMemory, who: Served, plan: Plan, router: Router | None = None) -> Plan:
-    """Write what the memory has to hold before the answer, once, whoever else is about to; the plan that then holds."""
+    """Write what the memory has to hold before the answer, beside the agent's head; the plan that then holds.
+
+    :func:`finish_turn` moves the head there: a call that gets no whole answer leaves the memory as it was.
+    """
     if not plan.writes or not plan.earlier:
         return plan
+    with memory.writing(who.agent_id):
+        plan = plan_turn(memory, who, plan.messages)  # what another call wrote meanwhile is not written again
+        if not plan.earlier:
+            return plan
+        options: dict[str, Any] = {"thread_id": who.thread_id, "run_id": who.run_id, "router": router}
+        version = memory.remember(plan.earlier, who.agent_id, plan.head, move_head=False, **options)
+        return replace(plan, version=version)
+
+
+def _keep_earlier(memory: AgentMemory, who: Served, plan: Plan, router: Router | None) -> Plan:
+    """Move the head to what was written before the answer, or write it after the head that others have moved, once."""
     until = time.monotonic() + PATIENCE
     options: dict[str, Any] = {"thread_id": who.thread_id, "run_id": who.run_id, "router": router}
     with memory.writing(who.agent_id):
         while True:
-            plan = plan_turn(memory, who, plan.messages)  # what another call wrote meanwhile is not written again
-            if not plan.earlier:
-                return plan
+            now = plan_turn(memory, who, plan.messages)
+            if not now.earlier:  # others wrote all of it
+                return replace(plan, head=now.head, earlier=())
             try:
-                version = memory.remember(plan.earlier, who.agent_id, plan.head, **options)
+                version = memory.remember(now.earlier, who.agent_id, now.head, **options)
             except HeadConflict:  # another process was first
                 if time.monotonic() > until:
                     raise
                 continue
-            tokens = _tokens(memory, who.agent_id, version, plan.head)
-            return replace(plan, version=version, head=version, earlier=(), tokens=tokens)
+            tokens = _tokens(memory, who.agent_id, version, now.head)
+            return replace(plan, head=version, earlier=(), tokens=tokens)
 
 
 def finish_turn(
@@ -167,6 +182,8 @@ def finish_turn(
     """
     if not plan.writes:
         return {}
+    if plan.earlier:
+        plan = _keep_earlier(memory, who, plan, router)
     said = to_said([*plan.turn, reply], memory.engine)
     answered = plan.answered
     if answered and len(said) == len(answered) and all(map(same, (one.entry for one in said), answered)):

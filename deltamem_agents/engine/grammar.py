@@ -123,12 +123,30 @@ def _json(schema: Mapping[str, Any]) -> str:
 
 
 def closed(schema: Any) -> Any:
-    """The schema, in which objects with named properties have no others, unless it says so itself."""
+    """The schema, in which objects with named properties have no others, unless it says so itself.
+
+    One whose objects are put together from several schemas stays as it is: what one part names, another would forbid.
+    """
+    return schema if _puts_together(schema) else _closed(schema)
+
+
+def _puts_together(schema: Any) -> bool:
+    """Whether some object must conform to several schemas at once."""
     if isinstance(schema, list):
-        return [closed(item) for item in schema]
+        return any(map(_puts_together, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    own = isinstance(schema.get("properties"), Mapping) and {"anyOf", "oneOf", "$ref"} & set(schema)
+    several = isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1
+    return bool(own or several) or any(_puts_together(item) for name, item in schema.items() if name not in VALUES)
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
-    inner = {name: item if name in VALUES else closed(item) for name, item in schema.items()}
+    inner = {name: item if name in VALUES else _closed(item) for name, item in schema.items()}
     named = isinstance(schema.get("properties"), Mapping) and schema.get("type", "object") == "object"
     open_otherwise = {"additionalProperties", "allOf", "anyOf", "oneOf", "$ref", "patternProperties"} & set(schema)
     return inner if not named or open_otherwise else inner | {"additionalProperties": False}

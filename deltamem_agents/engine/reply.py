@@ -21,11 +21,17 @@ class Row:
     def __init__(self, text: ChatText, request: Request, ends: frozenset[int]) -> None:
         """
         Raises:
-            ValueError: the request's tool choice names no tool, a schema cannot be followed, or it asks for no tokens.
+            ValueError: the request's tool choice names no tool, a schema cannot be followed, it asks for no tokens, or
+                there is no such sampling.
             ImportError: a schema or a forced tool, without llguidance.
         """
         if request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {request.max_new_tokens}")
+        if request.temperature < 0 or not 0 < (1.0 if request.top_p is None else request.top_p) <= 1:
+            raise ValueError(
+                f"temperature {request.temperature} and top_p {request.top_p} cannot be sampled with: give a "
+                "temperature of at least 0, and a top_p above 0 and at most 1"
+            )
         tools = None if request.tool_choice == "none" else request.tools or None
         names = forced_names(tools, request.tool_choice)
         if names and request.schema is not None:

@@ -1,14 +1,9 @@
-"""Calls: who is served, what is read and written, and every way in: invoke, stream, batch, and their async twins."""
+"""Calls: who is served, what is read and written, and the ways in: invoke, stream, and their async twins."""
 
-import asyncio
 import json
-import time
-from contextlib import contextmanager
-from threading import Thread
 
 import pytest
 from langchain_core.caches import InMemoryCache
-from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -18,7 +13,7 @@ from langchain_core.tools import tool
 from deltamem_agents.chat_model import model as model_module
 from deltamem_agents.chat_model import settings
 from deltamem_agents.engine.reply import Row
-from deltamem_agents.errors import ContextOverflow, MissingAgentId
+from deltamem_agents.errors import MissingAgentId
 
 TOLD = HumanMessage("The rice is in room seven.")
 
@@ -36,31 +31,6 @@ def script(monkeypatch, model, text):
     monkeypatch.setattr(Row, "greedy", property(lambda self: False))
     monkeypatch.setattr(Row, "forced", property(lambda self: True))
     monkeypatch.setattr(Row, "choose", lambda self, _: ids[len(self.tokens) % len(ids)])
-
-
-def soon(true):
-    end = time.monotonic() + 20
-    while not true() and time.monotonic() < end:
-        time.sleep(0.002)
-    return true()
-
-
-def ended(model):
-    """Whether nothing is under way any more, soon."""
-    return soon(lambda: not model.engine.scheduler._open)
-
-
-@contextmanager
-def meeting(model, monkeypatch, count):
-    """The first of ``count`` calls gets no further before all are there; gives the sizes of the batch at each step."""
-    scheduler, lock, sizes = model.engine.scheduler, model.engine.lock, []
-    step = scheduler.batch.step
-    monkeypatch.setattr(scheduler.batch, "step", lambda: (sizes.append(len(scheduler.batch.rows)), step())[1])
-    lock.acquire()
-    thread = Thread(target=lambda: (soon(lambda: len(scheduler._open) >= count), lock.release()))
-    thread.start()
-    yield sizes
-    thread.join()
 
 
 def served(agent):
@@ -209,70 +179,6 @@ async def test_streams_remember_the_turn_once_whole(model):
     assert model.opened_store.head("otto") == second
 
 
-@pytest.mark.asyncio
-async def test_cancelled_calls_end(make_model):
-    model = make_model(agent_id="otto", max_tokens=400)
-    task = asyncio.create_task(model.ainvoke([TOLD]))
-    await asyncio.sleep(0.05)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert model.opened_store.head("otto") is None
-    assert ended(model)
-
-
-@pytest.mark.asyncio
-async def test_breaking_off_a_stream_ends_the_reply(make_model, monkeypatch):
-    model = make_model(agent_id="otto", max_tokens=400)
-    pushed = []
-    monkeypatch.setattr(Row, "push", lambda self, token, push=Row.push: (pushed.append(1), push(self, token))[1])
-    for _ in model.stream([TOLD]):
-        break
-    assert ended(model)
-    stream = model.astream([TOLD])
-    await anext(stream)
-    await stream.aclose()
-    assert await asyncio.to_thread(ended, model)  # LangChain leaves it to the loop to close its own iterators
-    assert 0 < len(pushed) < 400
-    assert model.opened_store.head("otto") is None
-
-
-def test_batches_are_answered_together(make_model, monkeypatch):
-    model = make_model(remember=False)
-    for agent in "abc":
-        model.remember([HumanMessage(f"The tank of {agent} is blue.")] * 3, agent)
-    configs = [served(agent) for agent in "abcab"]
-    alone = [model.invoke([TOLD], config).content for config in configs]
-    with meeting(model, monkeypatch, 5) as sizes:
-        assert [reply.content for reply in model.batch([[TOLD]] * 5, configs)] == alone
-    assert max(sizes) == 5
-
-
-@pytest.mark.asyncio
-async def test_async_batches_are_answered_together(make_model, monkeypatch):
-    model = make_model(remember=False, agent_id="otto")
-    alone = (await model.ainvoke([TOLD])).content
-    with meeting(model, monkeypatch, 4) as sizes:
-        assert [reply.content for reply in await model.abatch([[TOLD]] * 4)] == [alone] * 4
-    assert max(sizes) == 4
-
-
-def test_one_bad_input_spoils_no_batch(make_model):
-    model = make_model(remember=False, agent_id="otto")
-    good, bad, also_good = model.batch(["a", "tank " * 600, "b"], return_exceptions=True)
-    assert isinstance(bad, ContextOverflow) and isinstance(bad, ContextOverflowError)
-    assert good.content == model.invoke("a").content and also_good.content == model.invoke("b").content
-    assert model.batch([]) == []
-
-
-def test_batches_remember_every_turn(model):
-    model.batch([[HumanMessage(f"The tank {i}")] for i in range(14)], [served(agent) for agent in "ab" + 12 * "a"])
-    versions, version = 0, model.opened_store.head("a")
-    while version is not None:
-        versions, version = versions + 1, model.opened_store.version("a", version).parent
-    assert versions == 13 and model.opened_store.head("b") is not None
-
-
 def test_a_chain(model):
     chain = (
         ChatPromptTemplate.from_messages([("system", "You are Otto."), ("human", "{ask}")]) | model | StrOutputParser()
@@ -295,6 +201,10 @@ def test_stop_per_call_and_in_the_constructor(make_model, monkeypatch):
 def test_settings_per_call(make_model):
     model = make_model(agent_id="otto", remember=False)
     assert model.invoke([TOLD], max_tokens=3).usage_metadata["output_tokens"] == 3
+    assert model.invoke([TOLD], max_completion_tokens=2).usage_metadata["output_tokens"] == 2
+    for wrong in ({"max_tokens": 0}, {"temperature": -0.5}, {"top_p": 0.0}, {"top_p": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong)).removeprefix("max_")):
+            model.invoke([TOLD], **wrong)
     sampled = {model.invoke([TOLD], temperature=1.0, seed=seed).content for seed in (1, 2, 3)}
     assert len(sampled) > 1
     hot = model.configurable_fields(temperature=ConfigurableField(id="temperature"))

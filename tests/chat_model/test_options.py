@@ -11,6 +11,8 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumps, loads
 from langchain_core.messages import HumanMessage
 from tiny import build_adapter_folder
+from transformers import BitsAndBytesConfig
+from transformers.quantizers import AutoQuantizationConfig
 
 from deltamem_agents.chat_model import DeltaMemChatModel, settings
 from deltamem_agents.errors import FingerprintMismatch
@@ -113,8 +115,17 @@ def test_serialised_without_weights(make_model, monkeypatch):
     text = dumps(model)
     assert len(text) < 5_000
     again = loads(text, allowed_objects=[DeltaMemChatModel], valid_namespaces=["deltamem_agents"])
-    assert type(again) is type(model) and again.dict() == model.dict()
+    assert again == model
     assert (again.agent_id, again.recall, again.history, again.store) == ("otto", 2, {"tokens": 100}, model.store)
+
+
+def test_a_config_of_transformers_is_kept(make_model):
+    plan = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = make_model(model_options={"quantization_config": plan, "device_map": "auto"})
+    again = loads(dumps(model), allowed_objects=[DeltaMemChatModel], valid_namespaces=["deltamem_agents"])
+    assert again.model_options == model.model_options
+    kept = AutoQuantizationConfig.from_dict(again.model_options["quantization_config"])
+    assert type(kept) is BitsAndBytesConfig and kept.to_dict() == plan.to_dict()
 
 
 def test_callbacks_hear_of_versions_and_not_of_memory(make_model):
@@ -134,12 +145,39 @@ def test_callbacks_hear_of_versions_and_not_of_memory(make_model):
     assert "heliotrope" not in repr(listener.started) + repr(listener.ended)
 
 
+@pytest.mark.parametrize("of_the_call", [False, True])
+def test_traces_and_logs_hold_quotations_when_asked(make_model, caplog, of_the_call):
+    given = {"trace_quotes": True}
+    model = make_model(agent_id="otto", recall=2, max_tokens=4, **({} if of_the_call else given))
+    model.remember([HumanMessage("The password of the tank is heliotrope.")], "otto")
+    with caplog.at_level(logging.DEBUG, "deltamem_agents"):
+        reply = model.invoke("What is the password of the tank?", **(given if of_the_call else {}))
+    assert "heliotrope" in reply.response_metadata["recalled_text"]
+    assert "heliotrope" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, "deltamem_agents"):
+        quiet = model.invoke("What is the password of the tank?", trace_quotes=False)
+    assert "recalled_text" not in quiet.response_metadata and "heliotrope" not in caplog.text
+
+
 def test_logs_hold_no_memory_text(make_model, caplog):
     with caplog.at_level(logging.DEBUG):
         model = make_model(agent_id="otto", recall=2, max_tokens=4)
         model.remember([HumanMessage("The password of the tank is heliotrope.")], "otto")
         model.invoke("What is the password of the tank?")
     assert "heliotrope" not in caplog.text
+
+
+def test_the_first_use_shows_progress_and_the_next_does_not(make_model, tmp_path, capfd, caplog):
+    model = make_model(adapter=str(build_adapter_folder(tmp_path / "new", seed=5)), use_memory=False)
+    capfd.readouterr()
+    with caplog.at_level(logging.INFO, "deltamem_agents"):
+        model.invoke("Where is it?")
+    shown = capfd.readouterr()
+    assert "Loading weights: 100%" in shown.err and shown.out == ""
+    assert "loading backbone" in caplog.text and "loaded backbone" in caplog.text
+    model.invoke("Where is it?")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_one_backbone_for_all_models_of_a_process(make_model):

@@ -115,6 +115,30 @@ def test_what_was_said_before_is_written_before_the_answer(talk):
     assert talk.journal == ["h0", "x0", "unanswered", "h1", "a1", "h2", "x2", "h3", "a3"]
 
 
+def test_without_an_answer_the_memory_is_as_it_was(talk):
+    old = [said("h0"), AIMessage("x0"), said("unanswered"), said("h1")]
+    talk.call([said("first")], "a0")
+    before = talk.head
+    plan = write_earlier(talk.memory, talk.who, plan_turn(talk.memory, talk.who, old))
+    assert talk.store.version("otto", plan.version).parent == before == talk.head  # read, and not the head
+    talk.call(old, "a1")
+    assert talk.journal == ["first", "a0", "h0", "x0", "unanswered", "h1", "a1"]
+    assert talk.plan.version == plan.version
+
+
+def test_calls_at_the_same_time_write_their_history_once(talk):
+    old = [said("h0"), AIMessage("x0")]
+    asked = [[*old, said("h1")], [*old, said("h2")], [said("other"), AIMessage("y"), said("h3")]]
+    plans = [write_earlier(talk.memory, talk.who, plan_turn(talk.memory, talk.who, messages)) for messages in asked]
+    for messages in asked:
+        talk.note(messages)
+    for i, plan in enumerate(plans, 1):
+        reply = AIMessage(f"a{i}")
+        talk.note([reply])
+        finish_turn(talk.memory, talk.who, plan, reply)
+    assert talk.journal == ["h0", "x0", "h1", "a1", "h2", "a2", "other", "y", "h3", "a3"]
+
+
 def test_what_was_answered_elsewhere_and_missed_is_written_once(talk):
     history = [said("h0"), talk.call([said("h0")], "a0"), said("x"), AIMessage("y"), said("no answer")]
     history += [said("h1"), talk.call([said("h1")], "a1")]
