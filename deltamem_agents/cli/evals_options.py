@@ -18,13 +18,23 @@ DeviceOption = Annotated[
 ]
 AgentsOption = Annotated[
     list[str] | None,
-    typer.Option("--agent", help=f"Compare this one (repeatable): {', '.join(AGENTS)}. Retrieval by vectors needs "
-                 "embeddings: it is for Python, deltamem_agents.evals.agents.Dense.", metavar="NAME"),
-]  # fmt: skip
+    typer.Option("--agent", help=f"Compare this one (repeatable): {', '.join(AGENTS)}.", metavar="NAME"),
+]
 MoreOption = Annotated[
     list[str] | None,
     typer.Option("--more-adapter", help="A further δ-mem agent, with another adapter for the same backbone "
                  "(repeatable).", metavar="NAME=PATH"),
+]  # fmt: skip
+EmbeddingsOption = Annotated[
+    str | None,
+    typer.Option("--embeddings", help="Also compare retrieval by vectors, of LangChain's embeddings: provider:model "
+                 "(as openai:text-embedding-3-small), or a function that makes them: file.py:function, "
+                 "package.module:function.", metavar="SPEC"),
+]  # fmt: skip
+JudgeOption = Annotated[
+    str | None,
+    typer.Option("--judge", help="LangChain chat model for what a model must judge in MemoryAgentBench; written as "
+                 "--embeddings.", metavar="SPEC"),
 ]  # fmt: skip
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Examples at the most; default: all.", min=1)]
 QuestionsOption = Annotated[
@@ -55,13 +65,19 @@ def more_adapters(given: Sequence[str] | None) -> dict[str, str]:
 
 
 def open_agents(
-    adapter: str, device: str | None, names: Sequence[str] | None, more: Sequence[str] | None
+    adapter: str,
+    device: str | None,
+    names: Sequence[str] | None,
+    more: Sequence[str] | None,
+    embeddings: str | None,
 ) -> "tuple[Engine, list[EngineAgent]]":
     """The engine, and the agents named on a command line."""
     others = more_adapters(more)
 
     from ..engine import load_engine
+    from ..evals.foreign import open_embeddings
     from ..evals.report import make_agents
 
+    vectors = None if embeddings is None else open_embeddings(embeddings)
     engine = load_engine(adapter, device=device)
-    return engine, make_agents(engine, names or FEW, others, device)
+    return engine, make_agents(engine, names or FEW, others, device, vectors)

@@ -9,8 +9,10 @@ from .evals_options import (
     SEED,
     AgentsOption,
     DeviceOption,
+    EmbeddingsOption,
     ExamplesOption,
     FolderOption,
+    JudgeOption,
     LengthsOption,
     LimitOption,
     MoreOption,
@@ -31,6 +33,7 @@ WORLD = examples(
 )
 MAB = examples(
     "deltamem eval mab ai-hyz/MemoryAgentBench --limit 1 --questions 20 --out results",
+    "deltamem eval mab rows/ --source longmemeval --judge openai:gpt-4o --embeddings mine.py:make --out results",
     "deltamem eval mab rows/ --split Conflict_Resolution --agent bm25 --agent delta --out results",
 )
 LOCOMO = examples(
@@ -45,6 +48,7 @@ def world(
     device: DeviceOption = None,
     agent: AgentsOption = None,
     more_adapter: MoreOption = None,
+    embeddings: EmbeddingsOption = None,
     length: LengthsOption = None,
     count: ExamplesOption = 10,
     seed: SeedOption = SEED,
@@ -58,7 +62,7 @@ def world(
     from ..evals.world_mab import LENGTHS, WorldMAB
 
     benchmark = WorldMAB(length or tuple(LENGTHS), count, seed)
-    _, agents = open_agents(adapter, device, agent, more_adapter)
+    _, agents = open_agents(adapter, device, agent, more_adapter, embeddings)
     _run(benchmark, agents, out)
 
 
@@ -69,27 +73,30 @@ def mab(
     device: DeviceOption = None,
     agent: AgentsOption = None,
     more_adapter: MoreOption = None,
+    embeddings: EmbeddingsOption = None,
     split: Annotated[list[str] | None, typer.Option(help="Only this competency (repeatable).")] = None,
     only: Annotated[
         list[str] | None, typer.Option("--source", help="Only sources whose names begin so (repeatable).")
     ] = None,
     chunk_tokens: Annotated[int, typer.Option(help="Longest message, in tokens.", min=1)] = 4096,
     entities: Annotated[Path | None, typer.Option(help="entity2id.json, for recommendations.")] = None,
+    judge: JudgeOption = None,
     limit: LimitOption = None,
     questions: QuestionsOption = None,
 ) -> None:
     """MemoryAgentBench in this library's words, each source with the metric of the paper.
 
-    --limit counts examples of each source. What a model must judge is scored by F1, and marked so.
-
-    A judge is for Python: deltamem_agents.evals.mab.
+    --limit counts examples of each source. Without --judge, what a model must judge is scored by F1 or ROUGE, and
+    marked so.
     """
     quiet_libraries()
 
+    from ..evals.foreign import open_judge
     from ..evals.report.run import mab_benchmark
 
-    engine, agents = open_agents(adapter, device, agent, more_adapter)
-    more = {"splits": split, "sources": only, "chunk_tokens": chunk_tokens, "entities": entities}
+    judging = None if judge is None else open_judge(judge)
+    engine, agents = open_agents(adapter, device, agent, more_adapter, embeddings)
+    more = {"splits": split, "sources": only, "chunk_tokens": chunk_tokens, "entities": entities, "judge": judging}
     _run(mab_benchmark(source, engine, limit, questions, **more), agents, out)
 
 
@@ -100,6 +107,7 @@ def locomo(
     device: DeviceOption = None,
     agent: AgentsOption = None,
     more_adapter: MoreOption = None,
+    embeddings: EmbeddingsOption = None,
     category: Annotated[list[int] | None, typer.Option(help="Only this category, 1 to 5 (repeatable).")] = None,
     limit: LimitOption = None,
     questions: QuestionsOption = None,
@@ -110,7 +118,7 @@ def locomo(
     from ..evals.locomo import LoCoMo
 
     benchmark = LoCoMo(path, categories=category, max_questions=questions)
-    _, agents = open_agents(adapter, device, agent, more_adapter)
+    _, agents = open_agents(adapter, device, agent, more_adapter, embeddings)
     _run(benchmark, agents, out, limit)
 
 

@@ -7,6 +7,7 @@ an example and answers its questions; runner.py brings the two together and keep
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 Message = dict[str, Any]
@@ -52,9 +53,11 @@ class Benchmark(ABC):
 
     Attributes:
         name: as it stands in reports.
+        scoring: what decides about scores and is no part of an example, as JSON can hold it; results are resumed by it.
     """
 
     name: str
+    scoring: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def examples(self) -> Iterator[Example]:

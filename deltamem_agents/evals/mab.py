@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import DeltaMemError
 from .contract import Benchmark, Example, Question, Scores
+from .foreign import identity
 from .mab_judge import ChatModel, Judge
 from .mab_scoring import Entities, Kind, kind_of, prompt, score
 from .metrics import require, sentences
@@ -90,6 +91,7 @@ class MemoryAgentBench(Benchmark):
         self.max_examples = max_examples
         self.max_questions = max_questions
         self.judge = Judge(judge) if judge is not None else None
+        self.scoring = {"judge": identity(judge)} if judge is not None else {}
         self.entities = Entities(entities) if entities is not None else None
 
     def examples(self) -> Iterator[Example]:

@@ -67,7 +67,7 @@ def run(
     folder = Path(out) / file_name(benchmark.name)
     examples = list(islice(benchmark.examples(), limit))
     _check_names(agents, examples)
-    records = [Record.open(folder, benchmark.name, agent, examples) for agent in agents]
+    records = [Record.open(folder, benchmark, agent, examples) for agent in agents]
     scores, measured = {}, {}
     for agent, record in zip(agents, records, strict=True):
         todo = [example for example in examples if record.wants(example, latency_questions)]
@@ -90,15 +90,18 @@ class Record:
         self.path, self.head, self.lines = path, head, {line["question"]: line for line in lines}
 
     @classmethod
-    def open(cls, folder: Path, benchmark: str, agent: EngineAgent, examples: Sequence[Example]) -> "Record":
+    def open(cls, folder: Path, benchmark: Benchmark, agent: EngineAgent, examples: Sequence[Example]) -> "Record":
         """The record of this agent, new or as a run before left it, its last line cut off if it is not whole.
 
         Raises:
-            DeltaMemError: it is of another configuration or of other examples, or cannot be read or written.
+            DeltaMemError: it is of another configuration, of other examples or was scored otherwise, or cannot be read
+                or written.
         """
         path = folder / f"{file_name(agent.name)}.json"
         config = json.loads(json.dumps(agent.config))
-        head: dict[str, Any] = {"benchmark": benchmark, "agent": agent.name, "config": config, "examples": {}}
+        head: dict[str, Any] = {"benchmark": benchmark.name, "agent": agent.name, "config": config, "examples": {}}
+        if benchmark.scoring:
+            head["scoring"] = dict(benchmark.scoring)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -109,8 +112,8 @@ class Record:
                 kept = head["examples"].setdefault(example.id, {"sha256": digest(example)})
                 if kept["sha256"] != digest(example):
                     raise DeltaMemError(
-                        f"{path} has answers about another example {example.id!r} of {benchmark}: give another folder "
-                        "for the results, or delete this file and its .jsonl"
+                        f"{path} has answers about another example {example.id!r} of {benchmark.name}: give another "
+                        "folder for the results, or delete this file and its .jsonl"
                     )
             record = cls(path, head, _whole_lines(path.with_suffix(".jsonl")))
             record.save()
@@ -278,7 +281,9 @@ def _check_names(agents: Sequence[EngineAgent], examples: Sequence[Example]) -> 
 
 def _same(path: Path, kept: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
     """What is kept. Raises DeltaMemError, naming what differs, when it is of another run."""
-    before, now = ({"benchmark": h["benchmark"], "name": h["agent"], **h["config"]} for h in (kept, head))
+    before, now = (
+        {"benchmark": h["benchmark"], "name": h["agent"], **h["config"], **h.get("scoring", {})} for h in (kept, head)
+    )
     if changed := [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]:
         key = changed[0]
         raise DeltaMemError(

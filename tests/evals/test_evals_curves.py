@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import build_adapter_folder
 
-from deltamem_agents.config import DEFAULT_ADAPTER
 from deltamem_agents.engine import Engine, load_engine
 from deltamem_agents.errors import DeltaMemError
 from deltamem_agents.evals import curves
@@ -182,8 +181,7 @@ def test_lines_of_a_plot(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "x.png").stat().st_size > 5000
 
 
-def test_the_embedded_adapter_holds_four_facts_better_than_sixty_four() -> None:
-    engine = load_engine(DEFAULT_ADAPTER)
-    few, many = (measure(engine, BY_NAME["facts"], x, "routed", 8) for x in (4, 64))
+def test_the_embedded_adapter_holds_four_facts_better_than_sixty_four(default_engine: Engine) -> None:
+    few, many = (measure(default_engine, BY_NAME["facts"], x, "routed", 8) for x in (4, 64))
     assert few["right"] >= 0.75
     assert many["right"] < few["right"]

@@ -5,12 +5,14 @@ tiny_harness/ has the arguments, files and calls of the real one, and an agent.p
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -50,10 +52,12 @@ def config_of(adapter: Path) -> dict[str, Any]:
 
 
 def play(root: Path, config: dict[str, Any], dataset: str = "stamped", **options: Any) -> dict[str, Any]:
-    """Run the stand-in; the harness' results."""
+    """Run the stand-in, in a process that has imported the large libraries; the harness' results."""
     file = root / "agent.yaml"
     file.write_text(yaml.safe_dump(config))
-    done = run_harness(root, file, f"configs/{dataset}.yaml", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", lambda command: warm.python(*command[1:]))
+        done = run_harness(root, file, f"configs/{dataset}.yaml", **options)
     document = json.loads(done.results.read_text())
     assert (done.queries, done.averages) == (len(document["data"]), document["averaged_metrics"])
     return dict(document)
@@ -74,7 +78,8 @@ def finished(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout that was run twice, for one question and for all; the agent of the first run is as old as it was."""
     root = checkout(tmp_path_factory.mktemp("finished"))
     first = play(root, config_of(adapter), max_test_queries=1)
-    made = {file: file.stat().st_mtime_ns for folder in folders(root) for file in folder.iterdir()}
+    kept = [folder / name for folder in folders(root) for name in ("memory.db", "deltamem.json")]
+    made = {file: file.stat().st_mtime_ns for file in kept}
     rows = play(root, config_of(adapter))["data"]
     assert (len(first["data"]), rows[:1]) == (1, first["data"])
     assert len(made) == 2 and made == {file: file.stat().st_mtime_ns for file in made}

@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from deltamem_agents.engine import load_engine
+from deltamem_agents.engine import Engine
 from deltamem_agents.evals.report import render
 from deltamem_agents.evals.report.data import load
 
@@ -18,5 +18,5 @@ def test_the_page_is_the_report_of_its_data(tmp_path: Path) -> None:
     assert page == re.sub(r"(!\[[^\]]*\]\()", r"\1../benchmarks/results/evaluation/", made)
 
 
-def test_the_report_is_of_the_shipped_weights() -> None:
-    assert load(DATA).settings["fingerprint"] == load_engine().fingerprint
+def test_the_report_is_of_the_shipped_weights(default_engine: Engine) -> None:
+    assert load(DATA).settings["fingerprint"] == default_engine.fingerprint

@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import TEXT, build_adapter_folder
 
-from deltamem_agents.config import DEFAULT_ADAPTER
 from deltamem_agents.engine import Engine, load_engine
 from deltamem_agents.errors import DeltaMemError
 from deltamem_agents.evals.perplexity import file_tokens, full_state, losses, run_perplexity, world_tokens
@@ -114,8 +113,8 @@ def test_what_cannot_be_read_or_written_is_refused(engine: Engine, tmp_path: Pat
         run_perplexity(engine, out=tmp_path / "empty.txt" / "x.json")
 
 
-def test_the_embedded_adapter_reads_its_world_well() -> None:
-    row = run_perplexity(load_engine(DEFAULT_ADAPTER), tokens=600, window=256, say=lambda _: None)["texts"]["world"]
+def test_the_embedded_adapter_reads_its_world_well(default_engine: Engine) -> None:
+    row = run_perplexity(default_engine, tokens=600, window=256, say=lambda _: None)["texts"]["world"]
     assert row["empty_bit_equal"] is True
     assert row["detached"]["perplexity"] < 60
     assert row["full"] != row["detached"]

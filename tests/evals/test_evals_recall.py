@@ -44,10 +44,10 @@ def test_questions_are_of_the_cells_kind(cell) -> None:  # type: ignore[no-untyp
 
 def test_a_run_is_written_and_becomes_a_table(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    document = run_recall(questions=12, out=out, cells=["facts_4", "updated"], say=lambda _: None, baseline_questions=4)
+    document = run_recall(questions=8, out=out, cells=["facts_4", "updated"], say=lambda _: None, baseline_questions=2)
     assert json.loads(out.read_text()) == document
     told = document["cells"]["facts_4"]
-    assert (told["questions"], document["baseline_questions"]) == (12, 4)
+    assert (told["questions"], document["baseline_questions"]) == (8, 2)
     assert told["memory"] >= 0.75 > 0.25 >= told["no_memory"]
     lines = markdown(document).splitlines()
     assert len(lines) == 4

@@ -13,6 +13,7 @@ from deltamem_agents.engine import Engine
 from deltamem_agents.errors import DeltaMemError
 from deltamem_agents.evals.ablation_report import table as ablation_tables
 from deltamem_agents.evals.agents import EngineAgent
+from deltamem_agents.evals.contract import Answer
 from deltamem_agents.evals.report import AGENTS, Plan, compare, make_agents, render, run_report, write_report
 from deltamem_agents.evals.report import run as running
 from deltamem_agents.evals.report.data import load, mean
@@ -55,9 +56,11 @@ def plan(tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 @pytest.fixture(scope="module")
 def made(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished report."""
+    """The folder of a finished report; all agents give one answer. The command line's test lets them think."""
     out = tmp_path_factory.mktemp("report")
-    assert write_report(out, plan, say=quiet) == out / "report.md"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EngineAgent, "ask", lambda _, questions, __: [Answer("rice", 9, 1)] * len(questions))
+        assert write_report(out, plan, say=quiet) == out / "report.md"
     return out
 
 
@@ -207,9 +210,33 @@ def test_two_reports_side_by_side(made: Path, folder: Path) -> None:
     assert differing["World-MAB, no memory: agent"] == ["NoMemory", "not there"]
     cells = {(row[0], row[1]): row[2:] for row in rows(page, "World-MAB")[2:]}
     assert {agent for agent, _ in cells} == {"BM25", "δ-mem"}
-    assert cells["BM25", "world_facts_short"][1:] == ["100.0 [100.0, 100.0]", "+100.0", "no"]
-    assert cells["δ-mem", "all"][2:] == ["+0.0", "yes"]
+    assert cells["BM25", "world_facts_short"][1:] == ["100.0 [100.0, 100.0]", "+100.0 [+100.0, +100.0]"]
+    assert cells["δ-mem", "all"][2:] == ["+0.0 [+0.0, +0.0]"]
     assert ("BM25", "never told: invented") in cells and ("δ-mem", "changed: old value") in cells
+
+
+def test_two_reports_are_compared_answer_by_answer(folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    for place, more in ((folder, 0.0), (other, 0.25)):
+        path = place / "World-MAB" / "BM25.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            line["scores"]["exact_match"] = (int(line["example"][-1]) % 2) / 2 + more
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cells = {(row[0], row[1]): row[2:] for row in rows(compare(folder, other), "World-MAB")[2:]}
+    one, two, gap = cells["BM25", "world_facts_short"]  # of two examples with 0 and 0.5, or 0.25 and 0.75
+    assert (one, two) == ("25.0 [0.0, 50.0]", "50.0 [25.0, 75.0]")
+    assert gap == "+25.0 [+25.0, +25.0]"  # the same for every answer, though the intervals overlap
+
+
+def test_answers_with_and_without_a_judge_are_not_compared(made: Path, folder: Path) -> None:
+    path = folder / "LoCoMo" / "BM25.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | {"headline": "judged"}) + "\n" for line in lines))
+    for other in ("no_memory", "δ-mem"):
+        (folder / "LoCoMo" / f"{other}.jsonl").unlink()
+    with pytest.raises(DeltaMemError, match=r"LoCoMo: talk-1/0 is scored by f1 in .* and by judged in .*same judge"):
+        compare(made, folder)
 
 
 def test_other_examples_are_not_compared(made: Path, folder: Path) -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deltamem_agents.config import DEFAULT_ADAPTER
-from deltamem_agents.engine import load_engine
+from deltamem_agents.engine import Engine
 from deltamem_agents.errors import DeltaMemError
 from deltamem_agents.evals.contract import Example, Question
 from deltamem_agents.evals.world_mab import COMPETENCIES, LENGTHS, WorldMAB, context
@@ -147,9 +146,8 @@ def test_wrong_names_are_refused(tmp_path: Path) -> None:
         WorldMAB(["short"], 1).write_jsonl(tmp_path / "file")
 
 
-def test_the_embedded_adapter_remembers_short_rows_and_not_without_memory() -> None:
-    bench = WorldMAB(["short"], 1, competencies=COMPETENCIES[::3])
-    engine = load_engine(DEFAULT_ADAPTER)
+def test_the_embedded_adapter_remembers_short_rows_and_not_without_memory(default_engine: Engine) -> None:
+    bench, engine = WorldMAB(["short"], 1, competencies=COMPETENCIES[::3]), default_engine
     right = {True: 0.0, False: 0.0}
     for example in bench.examples():
         routes = [(m["sub_state"],) for m in example.messages]

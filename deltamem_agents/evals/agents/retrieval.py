@@ -16,6 +16,7 @@ import numpy as np
 from ...engine import Engine
 from ...errors import DeltaMemError
 from ..contract import Message
+from ..foreign import identity
 from ..metrics import require, sentences
 from .base import EngineAgent, Prompt, asking, text_of
 
@@ -205,8 +206,7 @@ class Dense(Retrieval):
         """``embeddings``: of LangChain, with ``embed_documents`` and ``embed_query``. Else see :class:`Retrieval`."""
         super().__init__(engine, name, k, tokens, passage_tokens, form, template_options)
         self.embeddings = embeddings
-        model = getattr(embeddings, "model_name", None) or getattr(embeddings, "model", None)
-        self.config["embeddings"] = [type(embeddings).__name__, str(model)]
+        self.config["embeddings"] = identity(embeddings)
         self._vectors = np.zeros((0, 0), np.float32)
 
     def forget(self) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DeltaMemError
-from ..statistics import Interval
-from .data import Answers, Found, group_of, load, mean, told
+from ..statistics import difference
+from .data import Answers, Found, Lines, group_of, load, mean, told
 from .tables import number, percent, table
 
 Agents = dict[str, Answers]
@@ -16,8 +16,9 @@ INVENTED, OLD = "never told: invented", "changed: old value"
 def compare(a: Path | str, b: Path | str) -> str:
     """The same cells of two folders of reports, as Markdown: first the settings that differ, then the numbers.
 
-    "overlap" says whether the two 95 % intervals have a value in common; where they have none, the two differ. Where
-    they have one, they may differ all the same. Of a single example there is no interval.
+    Answers are paired question by question: "b - a" of a benchmark has an interval of its own, by :func:`difference`,
+    and the two differ where it leaves 0 out. Of a single example there is none. Curves keep no answers: "overlap" says
+    whether the two 95 % intervals have a value in common; where they have one, the two may differ all the same.
 
     Raises:
         DeltaMemError: a folder holds no report, or the two asked different examples or questions: what differs is
@@ -29,7 +30,7 @@ def compare(a: Path | str, b: Path | str) -> str:
     parts = ["# Comparison", f"a: `{first.folder}`\n\nb: `{second.folder}`", _settings(first, second)]
     for name in shared:
         rows = list(_benchmark_rows(first.benchmarks[name], second.benchmarks[name]))
-        made = table(("agent", "group", "a", "b", "b - a", "overlap"), rows)
+        made = table(("agent", "group", "a", "b", "b - a, paired"), rows)
         parts += [f"## {name}", made if rows else "No agent is in both."]
     if first.curves and second.curves:
         columns = ("curve", "routing", "at", "a", "b", "b - a", "overlap")
@@ -48,9 +49,17 @@ def _check_same(a: Found, b: Found) -> None:
                 f"{name}: {a.folder} and {b.folder} were asked different examples ({odd[0]!r} and {len(odd) - 1} more "
                 "differ or are in one alone): run both with the same seed, lengths, examples and limits"
             )
-        asked = [{line["question"] for agent in f.benchmarks[name].values() for line in agent.lines} for f in (a, b)]
-        if asked[0] != asked[1]:
+        asked = [
+            {line["question"]: line["headline"] for agent in f.benchmarks[name].values() for line in agent.lines}
+            for f in (a, b)
+        ]
+        if asked[0].keys() != asked[1].keys():
             raise DeltaMemError(f"{name}: one of {a.folder} and {b.folder} is not finished: run it again, it goes on")
+        if odd := sorted(question for question, metric in asked[0].items() if asked[1][question] != metric):
+            raise DeltaMemError(
+                f"{name}: {odd[0]} is scored by {asked[0][odd[0]]} in {a.folder} and by {asked[1][odd[0]]} in "
+                f"{b.folder}: run both with the same judge, or both without"
+            )
     if a.curves and b.curves:
         for key in ("seed", "questions"):
             if a.curves[key] != b.curves[key]:
@@ -79,29 +88,32 @@ def _flat(found: Found) -> dict[str, Any]:
     flat |= {f"environment: {key}": value for key, value in found.settings["environments"][-1].items()}
     for name, agents in found.benchmarks.items():
         for agent, answers in agents.items():
-            flat |= {f"{name}, {agent}: {key}": value for key, value in answers.head["config"].items()}
+            config = answers.head["config"] | answers.head.get("scoring", {})
+            flat |= {f"{name}, {agent}: {key}": value for key, value in config.items()}
     return flat | {name: "there" for name in ("curves", "perplexity", "ablations") if getattr(found, name)}
 
 
 def _benchmark_rows(a: Agents, b: Agents) -> Iterator[tuple[str, ...]]:
     for agent in (name for name in a if name in b):
         one, other = _cells(a[agent]), _cells(b[agent])
-        for group, found in one.items():
-            yield (agent, group, percent(found), percent(other[group]), *_verdict(found, other[group]))
+        for group, (lines, metric) in one.items():
+            found = other[group][0]
+            shares = [percent(mean(each, metric)) for each in (lines, found)]
+            yield (agent, group, *shares, percent(difference(found, lines, metric), sign=True))
 
 
-def _cells(answers: Answers) -> dict[str, Interval]:
+def _cells(answers: Answers) -> dict[str, tuple[Lines, str | None]]:
+    """Group -> its answers, and the metric (None: their headline); groups without answers are left out."""
     lines = told(answers.lines)
-    groups = dict.fromkeys(map(group_of, lines))
-    found = {"all": mean(lines)} if len({line["headline"] for line in lines}) == 1 else {}
-    found |= {group: mean([line for line in lines if group_of(line) == group]) for group in groups}
-    found |= {INVENTED: mean(answers.lines, "hallucinated"), OLD: mean(answers.lines, "old_value")}
-    return {group: cell for group, cell in found.items() if cell is not None}
-
-
-def _verdict(a: Interval, b: Interval) -> tuple[str, str]:
-    gap = f"{100 * (b.mean - a.mean):+.1f}"
-    return gap, _overlap((a.low, a.high), (b.low, b.high)) if a.clusters > 1 else "-"
+    found: dict[str, tuple[Lines, str | None]] = {}
+    if len({line["headline"] for line in lines}) == 1:
+        found["all"] = lines, None
+    for group in dict.fromkeys(map(group_of, lines)):
+        found[group] = [line for line in lines if group_of(line) == group], None
+    for name, metric in ((INVENTED, "hallucinated"), (OLD, "old_value")):
+        if scored := [line for line in answers.lines if metric in line["scores"]]:
+            found[name] = scored, metric
+    return found
 
 
 def _overlap(a: tuple[float, float], b: tuple[float, float]) -> str:

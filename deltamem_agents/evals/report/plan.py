@@ -23,6 +23,8 @@ class Plan:
         perplexity_tokens: of each text; 0: no perplexity.
         text: a text file in UTF-8, for perplexity beside the world's own text.
         locomo, mab: path of locomo10.json, source of MemoryAgentBench; None: left out.
+        embeddings: for retrieval by vectors; a text of :mod:`..foreign`; None: without that agent.
+        judge: for MemoryAgentBench; a text of :mod:`..foreign`; None: what a model must judge has another metric.
         limit, questions: of these two: examples, and questions of each example; None: all.
         ablations: ``ablations.json`` of ablations; it is copied into the folder, and shown as tables.
     """
@@ -39,6 +41,8 @@ class Plan:
     text: Path | None = None
     locomo: Path | None = None
     mab: str | None = None
+    embeddings: str | None = None
+    judge: str | None = None
     limit: int | None = None
     questions: int | None = None
     ablations: Path | None = None
@@ -49,6 +53,8 @@ def commands(plan: Plan, out: Path) -> dict[str, str]:
     base = ["--adapter", plan.adapter, *_option("--device", plan.device)]
     agents = [word for name in plan.agents for word in ("--agent", name)]
     agents += [word for name, path in plan.more_adapters.items() for word in ("--more-adapter", f"{name}={path}")]
+    agents += _option("--embeddings", plan.embeddings)
+    judge = _option("--judge", plan.judge)
     few = [*_option("--limit", plan.limit), *_option("--questions", plan.questions)]
     seed = _option("--seed", plan.seed if plan.seed != SEED else None)
     lengths = [word for name in plan.lengths for word in ("--length", name)]
@@ -58,7 +64,7 @@ def commands(plan: Plan, out: Path) -> dict[str, str]:
         "report": [
             *("report", *base, *agents, *world, *seed),
             *("--curves-questions", str(plan.curves_questions), "--perplexity-tokens", str(plan.perplexity_tokens)),
-            *(*texts, *_option("--locomo", plan.locomo), *_option("--mab", plan.mab), *few),
+            *(*texts, *_option("--locomo", plan.locomo), *_option("--mab", plan.mab), *judge, *few),
             *(*_option("--ablations", plan.ablations), "--out", str(out)),
         ],
         "world": ["world", *base, *agents, *world, *seed, "--out", str(out)],
@@ -66,7 +72,7 @@ def commands(plan: Plan, out: Path) -> dict[str, str]:
     if plan.locomo is not None:
         parts["locomo"] = ["locomo", str(plan.locomo), *base, *agents, *few, "--out", str(out)]
     if plan.mab is not None:
-        parts["mab"] = ["mab", plan.mab, *base, *agents, *few, "--out", str(out)]
+        parts["mab"] = ["mab", plan.mab, *base, *agents, *judge, *few, "--out", str(out)]
     if plan.curves_questions:
         asked = ["--questions", str(plan.curves_questions)]
         parts["curves"] = ["curves", *base, *asked, *seed, "--out", str(out / "curves")]

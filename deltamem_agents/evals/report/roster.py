@@ -5,7 +5,7 @@ from typing import Any
 
 from ...engine import Engine, load_engine
 from ...errors import DeltaMemError
-from ..agents import BM25, DeltaMem, DeltaMemBM25, EngineAgent, LoRA, NoMemory, SlidingWindow, WholeContext
+from ..agents import BM25, DeltaMem, DeltaMemBM25, Dense, EngineAgent, LoRA, NoMemory, SlidingWindow, WholeContext
 
 TOKENS = 512  # of text in the prompt, for the window as for retrieval: they are compared
 REFERENCE = "δ-mem"
@@ -26,14 +26,19 @@ AGENTS = tuple(_MAKERS)
 
 
 def make_agents(
-    engine: Engine, names: Sequence[str] = AGENTS, more: Mapping[str, str] | None = None, device: str | None = None
+    engine: Engine,
+    names: Sequence[str] = AGENTS,
+    more: Mapping[str, str] | None = None,
+    device: str | None = None,
+    embeddings: Any = None,
 ) -> list[EngineAgent]:
-    """The agents of these names, and a δ-mem agent for each further adapter.
+    """The agents of these names, a δ-mem agent for each further adapter, and retrieval by vectors if these are given.
 
     Args:
         names: some of :data:`AGENTS`.
         more: name of an agent -> adapter (name, folder or hub id), trained for the same backbone as ``engine``'s.
         device: of the further adapters.
+        embeddings: of LangChain, for the agent "dense"; None: without it.
 
     Raises:
         DeltaMemError: an unknown name, no agents at all, a further adapter for another backbone, or a library that an
@@ -42,6 +47,8 @@ def make_agents(
     if unknown := [name for name in names if name not in _MAKERS]:
         raise DeltaMemError(f"unknown agent {unknown[0]!r}; known are {', '.join(AGENTS)}")
     made = [_MAKERS[name](engine) for name in dict.fromkeys(names)]
+    if embeddings is not None:
+        made.append(Dense(engine, embeddings, tokens=TOKENS, form="turns"))
     for name, adapter in (more or {}).items():
         other = load_engine(adapter, device=device)
         if _backbone(other) != _backbone(engine):

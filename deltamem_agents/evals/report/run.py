@@ -24,6 +24,7 @@ from ...engine import Engine, load_engine
 from ...errors import DeltaMemError
 from ..contract import Benchmark
 from ..curves import run_curves
+from ..foreign import open_embeddings, open_judge
 from ..locomo import LoCoMo
 from ..mab import MemoryAgentBench
 from ..perplexity import run_perplexity
@@ -57,8 +58,11 @@ def run_report(out: Path | str, plan: Plan | None = None, *, say: Callable[[str]
     """
     plan, folder = plan or Plan(), Path(out)
     check_writable(folder / "report.json")
+    if plan.judge is not None and plan.mab is None:
+        raise DeltaMemError("a judge is for MemoryAgentBench alone: give its rows (--mab), or no judge")
+    embeddings = None if plan.embeddings is None else open_embeddings(plan.embeddings)
     engine = load_engine(plan.adapter, device=plan.device)
-    agents = make_agents(engine, plan.agents, plan.more_adapters, plan.device)
+    agents = make_agents(engine, plan.agents, plan.more_adapters, plan.device, embeddings)
     benchmarks = _benchmarks(plan, engine)
     _note(folder, plan, engine, [agent.name for agent in agents])
     for benchmark, limit in benchmarks:
@@ -91,7 +95,8 @@ def _benchmarks(plan: Plan, engine: Engine) -> list[tuple[Benchmark, int | None]
     if plan.locomo is not None:
         made.append((LoCoMo(plan.locomo, max_questions=plan.questions), plan.limit))
     if plan.mab is not None:
-        made.append((mab_benchmark(plan.mab, engine, plan.limit, plan.questions), None))
+        judge = None if plan.judge is None else open_judge(plan.judge)
+        made.append((mab_benchmark(plan.mab, engine, plan.limit, plan.questions, judge=judge), None))
     return made
 
 

@@ -35,10 +35,18 @@ def limits(found: Found) -> str:
             f"questions about it: {_span(steps)} for an example here. More steps, another learning "
             "rate or paraphrases may well do better."
         )
-    if kinds & {"BM25", "DeltaMemBM25", "Dense"}:
+    if kinds & {"BM25", "DeltaMemBM25"}:
         lines.append(
             "Retrieval searches words, with fixed k and budget; in a world of unique names that is easy. The state has "
             "a fixed size, text grows."
+        )
+    if "Dense" in kinds:
+        lines.append(
+            "Retrieval by vectors is as good as its embeddings, of which one was tried, with fixed k and budget."
+        )
+    if judge := found.settings["plan"].get("judge"):
+        lines.append(
+            f"Some answers of MemoryAgentBench are judged by a model, `{judge}`, asked in this library's words."
         )
     counts = [len(ids) for answers in world.values() for ids in _examples(answers.lines).values()]
     if counts and min(counts) < FEW:
