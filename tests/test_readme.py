@@ -3,11 +3,10 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from deltamem_agents.evals.report import markdown
 
@@ -20,7 +19,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_code_runs(number: int, tmp_path: Path) -> None:
     env = os.environ | {"DELTAMEM_STORE": str(tmp_path / "memory.db")}
-    done = subprocess.run([sys.executable, "-c", BLOCKS[number]], capture_output=True, text=True, env=env, timeout=120)
+    done = warm.python("-c", BLOCKS[number], env=env)
     assert done.returncode == 0, done.stderr
     promised = re.findall(r'print\(.*?#((?: "[^"]+",?)+)', BLOCKS[number])
     wanted = [value for group in promised for value in re.findall(r'"([^"]+)"', group)]
@@ -31,7 +30,7 @@ def test_code_runs(number: int, tmp_path: Path) -> None:
 def test_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
     """All blocks of a page in one process, one after the other; what is printed begins the comments beside it."""
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text("utf-8"), re.DOTALL))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = warm.python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
     said = done.stdout.splitlines()

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import warm
 
 from deltamem_agents.memory import MemoryState
 from deltamem_agents.memory.state import Fingerprint
@@ -18,10 +20,22 @@ FACT = "The port of atlas is 4821."
 SAID = (FACT, "My favourite drink is cocoa.", "The desk of Mira is 4F-27.")
 
 
-def deltamem(*arguments: str | Path, say: str | None = None, **more: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"COLUMNS": "160", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
-    command = [sys.executable, "-m", "deltamem_agents.cli", *map(str, arguments)]
-    return subprocess.run(command, input=say or "", capture_output=True, text=True, timeout=120, env=environment)
+def deltamem(*arguments: str | Path, say: str = "", **more: str) -> "subprocess.CompletedProcess[str]":
+    """A command in a process that has imported the large libraries; ``more`` are environment variables."""
+    return warm.python("-m", "deltamem_agents.cli", *arguments, say=say, env=_environment(more))
+
+
+def cold(
+    *arguments: str | Path, say: str = "", program: tuple[str, ...] = (sys.executable, "-m", "deltamem_agents.cli")
+) -> "subprocess.CompletedProcess[str]":
+    """The same in a new interpreter, or by another program."""
+    command = [*program, *map(str, arguments)]
+    environment = _environment({"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    return subprocess.run(command, input=say, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    return os.environ | {"COLUMNS": "160"} | more
 
 
 def refused(done: "subprocess.CompletedProcess[str]", *words: str) -> bool:

@@ -1,11 +1,10 @@
 """The examples run as they stand, with the embedded model; that for a GPU with a tiny backbone of the same kind."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 from tiny import build_adapter_folder
 
 FOLDER = Path(__file__).parents[2] / "examples"
@@ -31,8 +30,7 @@ SAYS = {
 
 def run(name: str, folder: Path, *words: str) -> str:
     env = os.environ | {"DELTAMEM_STORE": str(folder / "memory.db")}
-    command = [sys.executable, str(FOLDER / f"{name}.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    done = warm.python(FOLDER / f"{name}.py", *words, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

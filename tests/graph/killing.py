@@ -1,7 +1,6 @@
 """An agent that calls two tools, its turns in processes that can be killed, and what is in its memory afterwards."""
 
 import asyncio
-import multiprocessing
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import closing
@@ -17,6 +16,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph.state import CompiledStateGraph
+from warm import context
 
 from deltamem_agents.chat_model import DeltaMemChatModel
 from deltamem_agents.chat_model.replay import replay
@@ -24,10 +24,6 @@ from deltamem_agents.graph import create_deltamem_agent
 
 AGENT, TEXT = "otto", "look rice and tank up"
 PATIENCE = 60.0  # seconds
-
-# One server imports the libraries and forks a process for each turn; it never computes, so it has no threads to lose.
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["deltamem_agents.graph", "transformers", "langgraph.checkpoint.sqlite.aio"])
 
 Compiled = CompiledStateGraph[Any, Any, Any, Any]
 Make = Callable[[Any], Compiled]

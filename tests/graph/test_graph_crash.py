@@ -1,12 +1,11 @@
 """Kills between the commit and the checkpoint, with real processes and real files."""
 
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from deltamem_agents.store import open_store
 
@@ -41,8 +40,7 @@ with SqliteSaver.from_conn_string(folder + "/threads.db") as saver:
 @pytest.mark.parametrize("mode", ["before", "after"])
 def test_a_killed_turn_is_resumed_and_written_once(tiny_adapter: Path, tmp_path: Path, mode: str) -> None:
     def run(how: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", PROGRAM, str(tiny_adapter), str(tmp_path), how]
-        return subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
+        return warm.python("-c", PROGRAM, tiny_adapter, tmp_path, how)
 
     killed = run(mode)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -1,12 +1,10 @@
 """The life of a task: said by a program, planned by a model's tools, ended once, found again weeks later."""
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
+import warm
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langgraph.checkpoint.memory import InMemorySaver
@@ -315,8 +313,7 @@ with SqliteSaver.from_conn_string(folder + "/threads.db") as saver:
 
 def test_another_process_ends_a_task_and_is_killed_and_resumed(model, tiny_adapter, tmp_path):
     def run(mode):
-        command = [sys.executable, "-c", LATER, str(tiny_adapter), str(tmp_path), mode]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
+        done = warm.python("-c", LATER, tiny_adapter, tmp_path, mode)
         with open_store(tmp_path / "memory.db") as store:
             return done, [record.entry.content for record in store.journal("otto")], store.head("otto")
 

