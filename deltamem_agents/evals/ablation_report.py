@@ -84,9 +84,12 @@ def table(document: Mapping[str, Any]) -> str:
     are those of training, with compiling, and of a device that runs may have shared.
     """
     settings = document["settings"]
+    train = settings["adapter"]["train"]
+    sizes = " or ".join(f"{size:,}" for size in train["memory_tokens"])
     parts = [
-        f"Adapters of {document['recipe']}, {settings['adapter']['train']['steps']} steps each, "
-        f"{settings['questions']} questions a cell; mean over seeds ± half of the 95 % t interval over seeds."
+        f"Adapters of {document['recipe']}, each trained for {train['steps']:,} steps of {train['rows']} sessions with "
+        f"up to {train['most_facts']} facts and {sizes} tokens; {settings['questions']} questions a cell; mean over "
+        "seeds ± half of the 95 % t interval over seeds."
     ]
     for group in _compared(document):
         head = ("variant", *SHARES.values(), *COSTS)

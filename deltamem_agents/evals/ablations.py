@@ -10,6 +10,7 @@ go on: runs in ``results.jsonl`` are not run again, even where their folders are
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,6 +56,7 @@ def run_ablations(
     jobs: int = 1,
     time_limit: float | None = None,
     device: str | None = None,
+    command: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train and measure what is missing in ``out``: all variants with the first seed, then with the next.
@@ -68,10 +70,12 @@ def run_ablations(
         jobs: runs at once. They share the device and its seconds, and the recipe's ``workers`` share the cores.
         time_limit: seconds. Runs under way then write their checkpoints; :data:`GRACE` later they are killed.
         device: "cpu", "cuda", …; default cuda where there is one.
+        command: what was called, for the document.
 
     Returns:
-        {"recipe", "settings", "seeds", "groups": [asdict(Group)], "runs": [line], "missing": ["<variant>-seed<k>"]}; a
-        line is {"variant"} and what :func:`.ablation_run.run_one` returns. Also written as ``ablations.json``.
+        {"command", "recipe", "settings", "seeds", "groups": [asdict(Group)], "runs": [line], "missing":
+        ["<variant>-seed<k>"]}; a line is {"variant"} and what :func:`.ablation_run.run_one` returns. Also written as
+        ``ablations.json``.
 
     Raises:
         RecipeError: the recipe is no base.
@@ -90,7 +94,7 @@ def run_ablations(
         runner.run([key for key in keys if key not in read_lines(out)], jobs, time_limit)
     finally:
         runner.stop()
-        document = _document(recipe, settings, keys, read_lines(out))
+        document = {"command": command} | _document(recipe, settings, keys, read_lines(out))
         write_json(document, out / DOCUMENT)
     return document
 
@@ -278,6 +282,7 @@ def main() -> None:
     parser.add_argument("--device")
     args = parser.parse_args()
     options = {name: getattr(args, name) for name in "variants seeds steps questions jobs time_limit device".split()}
+    options["command"] = shlex.join(["python", "-m", f"{__package__}.ablations", *sys.argv[1:]])
     try:
         document = run_ablations(base_recipe(args.adapter, parse_changes(args.set)), args.out, **options)
         print(table(document))

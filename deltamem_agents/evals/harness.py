@@ -6,8 +6,8 @@
 
 Nothing of the checkout is copied or changed. Its ``main.py`` runs in a process of its own, in its folder, where
 ``from agent import AgentWrapper`` gives harness_agent.py's class. What it writes (``output_dir``, ``agents/``) lies in
-the checkout. A run that ended early goes on where it was when it is started again. Where requirements.txt pins other
-versions than this library needs, install this library after it.
+the checkout. A run that ended early goes on where it was when it is started again; what was scored keeps its score.
+Where requirements.txt pins other versions than this library needs, install this library after it.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,6 +133,8 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def _play(root: Path, agent: Path, dataset: Path, options: argparse.Namespace) -> Path:
     """Run main.py in this process, which must be one for it alone; returns the path of the results."""
+    if sys.path[0] in ("", os.getcwd()):  # -m put it there, and a utils.py in it would hide the harness' own
+        del sys.path[0]
     os.chdir(root)
     sys.path.insert(0, str(root))
     ours = ModuleType("agent")
@@ -140,8 +144,8 @@ def _play(root: Path, agent: Path, dataset: Path, options: argparse.Namespace) -
     arguments += ["--force"] if options.force else []
     arguments += ["--max_test_queries_ablation", str(options.max_test_queries)]
     arguments += ["--chunk_size_ablation", str(options.chunk_size)]
-    setup = importlib.import_module("initialization").setup_configs_and_directories
-    agent_config, dataset_config, output = setup(
+    initialization = importlib.import_module("initialization")
+    agent_config, dataset_config, output = initialization.setup_configs_and_directories(
         argparse.Namespace(
             agent_config=str(agent),
             dataset_config=str(dataset),
@@ -152,17 +156,35 @@ def _play(root: Path, agent: Path, dataset: Path, options: argparse.Namespace) -
     )
     results = root / output
     if not options.force and results.is_file():
-        _check_same(results, {"agent_config": agent_config, "dataset_config": dataset_config})
+        configs = {"agent_config": agent_config, "dataset_config": dataset_config}
+        _keep_scores(initialization, _check_same(results, configs))
     sys.argv = [str(root / "main.py"), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
     return results
 
 
-def _check_same(results: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """The harness goes on with results by their path, which names neither the adapter nor the chunk size."""
+def _keep_scores(initialization: ModuleType, document: Mapping[str, Any]) -> None:
+    """Have a run that goes on keep the earlier rows and scores as they were written.
+
+    The harness would score them again, by the first of the right answers alone, whose letters some of its metrics then
+    take for answers.
+    """
+
+    def keep(output: Any, query: Any, answer: Any, config: Any, metrics: Any, results: Any, *_: Any) -> Any:
+        number = len(results)
+        for name, values in document["metrics"].items():
+            metrics[name].append(values[number])
+        results.append(document["data"][number])
+        return metrics, results
+
+    initialization.metrics_summarization = keep  # type: ignore[attr-defined]
+
+
+def _check_same(results: Path, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The results so far. The harness goes on with them by their path, which names neither adapter nor chunk size."""
     remedy = "give another output_dir (and agent_name), or --force to ask everything again"
     try:
-        document = json.loads(results.read_text("utf-8"))
+        document: dict[str, Any] = json.loads(results.read_text("utf-8"))
         before: dict[str, dict[str, Any]] = {name: dict(document[name]) for name in configs}
     except (ValueError, KeyError, TypeError) as error:
         raise DeltaMemError(f"{results} holds no whole results ({error!r}): {remedy}") from error
@@ -173,6 +195,19 @@ def _check_same(results: Path, configs: Mapping[str, Mapping[str, Any]]) -> None
             raise DeltaMemError(
                 f"{results} was made with another {name}: {key} was {old.get(key)!r}, is {new.get(key)!r}; {remedy}"
             )
+    return document
+
+
+def _end_with_parent() -> None:
+    """End this process within a second of the one that started it: started again, two would write the same agent."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-test-queries", type=int, default=0)
     parser.add_argument("--chunk-size", type=int, default=0)
     options = parser.parse_args(arguments)
+    _end_with_parent()
     try:
         said = {"results": str(_play(options.root, options.agent, options.dataset, options))}
     except DeltaMemError as error:

@@ -130,7 +130,7 @@ class AgentWrapper:
     ) -> None:
         self.options = AgentOptions.read(agent_config)
         self.dataset = {key: dataset_config.get(key) for key in CONTENT}
-        self.folder = Path(load_agent_from)
+        self.folder = Path(load_agent_from).absolute()  # the harness names it from its own folder
         self.partial = self.folder.with_name(self.folder.name + PARTIAL)
         self.agent_id = f"{dataset_config['sub_dataset']}/{self.folder.name}"
         self.max_tokens = int(dataset_config["generation_max_length"])

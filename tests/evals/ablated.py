@@ -20,5 +20,6 @@ def made_up(recall: Callable[[str, int], float], seeds: tuple[int, ...] = (1, 2,
         }
         for label, name in HEADS.items() for seed in seeds
     ]  # fmt: skip
-    settings = {"questions": 2, "adapter": {"train": {"steps": 2}}}
+    train = {"steps": 2, "rows": 3, "most_facts": 4, "memory_tokens": [640, 1024]}
+    settings = {"questions": 2, "adapter": {"train": train}}
     return {"recipe": "r", "settings": settings, "groups": [group], "runs": runs, "missing": ["heads_k-seed9"]}

@@ -200,6 +200,7 @@ def test_the_table_and_the_plot(tmp_path: Path) -> None:
     document = made_up(lambda label, seed: shares[label] + 0.01 * seed)
     text = table(document)
     assert "| q+o | 0.820 ± 0.025 |" in text
+    assert "2 steps of 3 sessions with up to 4 facts and 640 or 1,024 tokens; 2 questions a cell" in text
     assert "| 1,234 | 2 | 10 | 0.500 | 0.750 | 3 |" in text
     assert "Of 14 pairs 13 come out so, 1 the other way, 0 are open; 0 were not run. The other way: v > k." in text
     assert text.endswith("Not finished: heads_k-seed9.\n")

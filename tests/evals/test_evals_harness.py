@@ -81,7 +81,7 @@ def finished(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = [folder / name for folder in folders(root) for name in ("memory.db", "deltamem.json")]
     made = {file: file.stat().st_mtime_ns for file in kept}
     rows = play(root, config_of(adapter))["data"]
-    assert (len(first["data"]), rows[:1]) == (1, first["data"])
+    assert (len(first["data"]), rows[:1]) == (1, first["data"])  # not scored again, by the letters of "seven"
     assert len(made) == 2 and made == {file: file.stat().st_mtime_ns for file in made}
     return root
 
@@ -122,7 +122,13 @@ def memories(root: Path) -> list[tuple[list[str], dict[str, bytes]]]:
     return [memory(folder, name) for folder, name in zip(folders(root), ROOMS, strict=True)]
 
 
-def test_the_embedded_agent_is_told_chunks_and_answers(root: Path) -> None:
+def test_the_embedded_agent_is_told_chunks_and_answers(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "utils.py").write_text("raise RuntimeError('these are not the utils of the harness')")
+    monkeypatch.chdir(here)
     done = run_harness(root, "embedded", "configs/plain.yaml")
     document = json.loads(done.results.read_text())
     assert [row["output"] for row in document["data"]] == ["48213", "7204"]
@@ -162,9 +168,21 @@ def test_a_killed_run_leaves_no_agent_and_the_next_one_makes_the_same_memory(
     assert set(times[0]).isdisjoint(times[1])  # asked again, as --force says
 
 
+def test_the_harness_ends_with_the_process_that_started_it() -> None:
+    """Its stderr is closed when both have ended."""
+    child = (
+        "import time; from deltamem_agents.evals import harness as h; h._end_with_parent(); print(1); time.sleep(99)"
+    )
+    popen = f"subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)"
+    parent = f"import subprocess, sys; sys.exit({popen}.stdout.readline() != b'1\\n')"
+    subprocess.run([sys.executable, "-c", parent], stderr=subprocess.PIPE, timeout=60, check=True)
+
+
 def test_results_of_another_config_are_refused(finished: Path, config: dict[str, Any]) -> None:
     with pytest.raises(DeltaMemError, match=r"another dataset_config: chunk_size was 12, is 99; .*output_dir.*--force"):
         play(finished, config, chunk_size=99)
+    with pytest.raises(DeltaMemError, match=rf"remove {finished}/agents/.*/exp_0"):
+        play(finished, config, chunk_size=99, force=True)
     config["deltamem"]["recall"] = 3
     with pytest.raises(DeltaMemError, match=r"another agent_config: deltamem was .*output_dir.*--force"):
         play(finished, config)

@@ -188,7 +188,10 @@ def test_ablations_are_shown_as_their_tables(folder: Path) -> None:
     ablated = made_up(lambda variant, seed: len(variant) / 20 + seed / 100)
     (folder / "ablations.json").write_text(json.dumps(ablated))
     page = render(folder).read_text()
-    assert "## Ablations" in page and ablation_tables(ablated).rstrip() in page
+    assert "## Ablations" in page and ablation_tables(ablated).rstrip() in page and "Made by" not in page
+    assert "](ablations.png)" in page and (folder / "ablations.png").stat().st_size > 5000
+    (folder / "ablations.json").write_text(json.dumps(ablated | {"command": "python -m ours --out here"}))
+    assert "Made by\n\n```bash\npython -m ours --out here\n```" in render(folder).read_text()
     (folder / "ablations.json").write_text('{"groups": [], "settings": {}, "runs": []}')
     with pytest.raises(DeltaMemError, match=r"ablations\.json: not the document of ablations"):
         render(folder)

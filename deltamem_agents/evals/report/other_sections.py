@@ -54,13 +54,15 @@ def perplexity(document: dict[str, Any]) -> str:
 
 
 def ablations(document: Mapping[str, Any]) -> str:
-    """The document of :func:`..ablations.run_ablations` as tables.
+    """The document of :func:`..ablations.run_ablations` as tables, beside the figure of :func:`.sections.render`.
 
     Raises:
         DeltaMemError: it is none.
     """
     try:
-        return "## Ablations\n\n" + ablation_tables(document).rstrip()
+        made = f"\n\nMade by\n\n```bash\n{document['command']}\n```" if document.get("command") else ""
+        figure = "![Recall of 4, 8 and 16 facts by variant](ablations.png)"
+        return f"## Ablations\n\n{figure}\n\n{ablation_tables(document).rstrip()}{made}"
     except (KeyError, TypeError) as error:
         raise DeltaMemError(
             f"ablations.json: not the document of ablations ({error!r}): give the ablations.json of "

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import DeltaMemError
+from ..ablation_report import plot as plot_ablations
 from ..plots import plot_curves
 from .data import Answers, Found, group_of, load, mean, told
 from .figures import plot_world
@@ -33,6 +34,8 @@ def render(folder: Path | str) -> Path:
     if found.curves:
         plot_curves(found.curves, found.folder / "curves" / "curves.png")
     path.write_text("\n\n".join(part for part in _parts(found) if part) + "\n", encoding="utf-8")
+    if found.ablations:
+        plot_ablations(found.ablations, found.folder / "ablations.png")
     return path
 
 

@@ -32,7 +32,8 @@ def load_existing_results(path, dataset_config, force):
         return metrics, results
     with open(path) as file:
         for row in json.load(file)["data"]:
-            metrics_summarization(row, row["query"], row["answer"], dataset_config, metrics, results, row["query_id"])
+            answer = row["answer"][0] if isinstance(row["answer"], list) else row["answer"]
+            metrics_summarization(row, row["query"], answer, dataset_config, metrics, results, row["query_id"])
     return metrics, results
 
 

@@ -12,8 +12,8 @@ def split(sentences, chunk_size):
 
 
 def metrics_summarization(output, query, answer, dataset_config, metrics, results, query_id=None, qa_pair_id=None):
-    metrics["substring_exact_match"].append(float(answer.lower() in output["output"].lower()))
-    for name in ("input_len", "output_len", "memory_construction_time", "query_time_len"):
+    output["substring_exact_match"] = any(part.lower() in output["output"].lower() for part in answer)
+    for name in ("substring_exact_match", "input_len", "output_len", "memory_construction_time", "query_time_len"):
         metrics[name].append(output[name])
     results.append({**output, "answer": answer, "query": query, "query_id": query_id})
     return metrics, results
