@@ -43,6 +43,7 @@ def options() -> tuple[Settings, Path]:
     asked.add_argument("--day", type=int, default=50, help="turns in a thread")
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    asked.add_argument("--end-tasks", action="store_true", help="every day ends its task: task_progress is emptied")
     asked.add_argument("--out", type=Path, default=RESULTS / NAME, help="folder for results, databases and progress")
     given = asked.parse_args()
     settings = Settings(**{field.name: getattr(given, field.name) for field in fields(Settings)})

@@ -8,8 +8,8 @@ thread in any state; the next one goes on from the thread's checkpoint. Turns ha
 journal once.
 
 The agent's memory needs no thread, and a thread keeps all its messages: every day (``--day`` turns) has a thread of its
-own. At its end, threads older than yesterday are deleted, and memory versions older than three days keep their bytes at
-every 50th: the journal brings the others back.
+own. At its end, ``task_progress`` is emptied with ``--end-tasks``, threads older than yesterday are deleted, and memory
+versions older than three days keep their bytes at every 50th: the journal brings the others back.
 """
 
 import json
@@ -179,7 +179,9 @@ class Worker:
         return ends
 
     def tidy(self, before: int) -> None:
-        """What an owner does each day: threads older than yesterday go, so do the bytes of old versions."""
+        """What happens each day: its task ends, threads older than yesterday go, so do the bytes of old versions."""
+        if self.settings.end_tasks:
+            self.model.reset(AGENT, "task_progress")
         keep = before - self.settings.day
         begin = time.perf_counter()
         for thread in self._threads(keep):
@@ -230,6 +232,7 @@ def verify(folder: Path, settings: Settings) -> dict[str, Any]:
     tree = memory.store.tree(AGENT)
     return {
         "problems": problems, "versions": len(tree), "on_the_line_of_the_head": len(line),
+        "resets": sum(bool(version.resets) for version in line),
         "pruned": sum(version.pruned for version in tree), "computed_again": len(chosen),
         "turns_in_the_journal_once": sum(ids.values()), "seconds": round(time.perf_counter() - begin, 2),
     }  # fmt: skip

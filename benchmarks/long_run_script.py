@@ -31,6 +31,7 @@ class Settings:
     day: int
     seed: int
     threads: int
+    end_tasks: bool = False
 
 
 @dataclass(frozen=True)

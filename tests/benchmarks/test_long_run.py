@@ -44,7 +44,8 @@ def settings(plan: ModuleType, **changes: int) -> Any:
 
 @pytest.mark.slow
 def test_run(tmp_path: Path) -> None:
-    done = subprocess.run(command(tmp_path), capture_output=True, text=True, env=ENV, timeout=280)
+    words = [*command(tmp_path), "--end-tasks"]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENV, timeout=280)
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "long_run.json").read_text(encoding="utf-8"))
     assert document["environment"]["command"].startswith("python benchmarks/long_run.py --turns 30 --facts 6")
@@ -64,6 +65,7 @@ def check_agent(document: dict[str, Any]) -> None:
     verified = document["verified"]
     assert (verified["problems"], verified["turns_in_the_journal_once"]) == ([], 30)
     assert verified["versions"] > verified["on_the_line_of_the_head"]  # the fork's
+    assert verified["resets"] == 2  # at the ends of the days but the last
     assert len(document["kills"]) == 1 and len(document["processes"]) == 1 + document["kills"][0]["killed"]
     (fork,) = document["forks"]
     assert fork["from_end_of_turn"] < fork["before_turn"] - 1
