@@ -168,7 +168,7 @@ def _probes(asked: Sequence[Asked]) -> list[Probe]:
 
 
 _COUNTS = (1, 2, 4, 8, 16, 32, 64)
-_LIVES = (20, 60, 120, 200, 450, 1000, 3000)
+_LIVES = (20, 60, 120, 200, 450, 1000)
 CURVES: tuple[Curve, ...] = (
     Curve("facts", "Capacity", "facts told", _COUNTS, _facts),
     Curve("talk", "Forgetting: 8 facts", "turns of small talk since", (0, 10, 30, 100, 300), _talk),

@@ -49,7 +49,7 @@ class TrainRecipe:
             from step to step, cut from autograd (truncated back-propagation through time); 1: each begins empty.
             Several numbers are those of the rows, in turn: [1, 8, 48] makes a third of the lives of each length.
         text_share: adapter: share of the sessions of the world that come with the beginning of another one, to be
-            learnt whole, so that what is remembered leaves other text alone.
+            learnt whole.
         dtype: "bf16" (autocast; weights and states stay float32) or "fp32".
         other_weight: backbone: loss weight of tokens that are not answers.
         random_share: backbone: share of sequences that are random tokens said twice, which teach copying.

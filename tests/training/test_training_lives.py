@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -92,6 +93,16 @@ def test_the_recipe_of_the_embedded_adapter_gives_the_batches_that_it_was_traine
     assert recipe.adapter.train.sessions_a_life == (1,)
     source = source_of(recipe, EMBEDDED / "backbone")
     assert [digest(source(step)) for step in (0, 1)] == ["d30c85235c63a667", "d8e7eb5bfba3eae7"]
+
+
+def test_the_embedded_adapter_goes_on_with_lives_where_its_first_recipe_ended() -> None:
+    first, lives = (load_recipe(EMBEDDED / name) for name in ("recipe.yaml", "lives.yaml"))
+    assert lives.adapter.train.lives and lives.adapter.config == first.adapter.config
+    shipped = load_adapter(EMBEDDED / "adapter").config
+    assert (shipped.rank, shipped.num_state_heads) == (lives.adapter.config["rank"], 8)
+    assert {name: list(heads) for name, heads in shipped.sub_states.items()} == lives.adapter.config["sub_states"]
+    out = re.search(r"recipe\.yaml --out (\S+)", (EMBEDDED / "recipe.yaml").read_text())[1]
+    assert str(lives.backbone.path).endswith(f"/{out}/backbone") and str(lives.adapter.init).endswith(f"/{out}/adapter")
 
 
 def test_losses_without_lives_are_what_they_were(tmp_path: Path, backbone: Path) -> None:
