@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CODE := $(wildcard deltamem_agents tests examples benchmarks)
 
-# Test processes; 0: all tests in one. Two on two cores take nine minutes.
+# Test processes; 0: all tests in one. Two on two cores take six minutes.
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -152,7 +152,7 @@ def test_an_interrupted_adapter_goes_on_to_exactly_the_same_weights(
 ) -> None:
     recipe = file_recipe(tmp_path, backbone, adapter__train__workers=workers)
     assert run(recipe, tmp_path / "whole")
-    update, said = Run.update, []
+    update, said, before = Run.update, [], signal.getsignal(signal.SIGINT)
 
     def interrupted(own: Run, *values: Any) -> None:
         if own.step == 2:
@@ -164,7 +164,7 @@ def test_an_interrupted_adapter_goes_on_to_exactly_the_same_weights(
         build(recipe, tmp_path / "parts", device="cpu", say=said.append)
     assert said[-1] == f"stopped by Ctrl-C; run again to go on ({tmp_path / 'parts' / 'runs' / 'adapter'})"
     assert torch.load(tmp_path / "parts" / "runs" / "adapter" / "checkpoint.pt", weights_only=True)["step"] == 3
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.setattr(Run, "update", update)
     assert run(recipe, tmp_path / "parts")
     whole, parts = (load_adapter(tmp_path / name / "adapter") for name in ("whole", "parts"))
