@@ -17,6 +17,16 @@ SENTENCES = [" ".join(WORDS[(i * k) % len(WORDS)] for k in range(3, 11)) + "." f
 ]
 
 
+SIZES: dict[str, int] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+
+
 def build_adapter_folder(folder: Path, *, seed: int = 0, window: int = 512, **config: object) -> Path:
     """Write ``backbone/`` and ``adapter/`` into ``folder``; the same ``seed`` gives the same weights."""
     tokenizer = train_tokenizer(SENTENCES, vocab_size=600)
@@ -24,12 +34,7 @@ def build_adapter_folder(folder: Path, *, seed: int = 0, window: int = 512, **co
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
+            **SIZES,
             max_position_embeddings=window,
             initializer_range=0.2,
             bos_token_id=None,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
-from tiny import SENTENCES, SUB_STATES
+from tiny import SENTENCES, SIZES, SUB_STATES
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -59,12 +59,7 @@ def family(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     config = AutoConfig.for_model(
         KINDS[request.param],
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
+        **SIZES,
         max_position_embeddings=4096,
         initializer_range=0.2,
         bos_token_id=tokenizer.bos_token_id,
