@@ -73,7 +73,7 @@ def gated_scan(
     if fused:
         train = needs_gradients(projected, beta_bias, lambda_bias, state)
         if not torch.compiler.is_compiling():
-            say("gated_scan", projected.device.type, "triton", _inside(projected.shape[1], train))
+            say("gated_scan", projected.device.type, "triton", _inside(projected.shape[1], state, train))
         args = (projected, beta_bias, lambda_bias, state, spec, token_mask, write_mask)
         if not train:
             return triton_gated_scan(*args, reads_dtype)
@@ -148,9 +148,10 @@ def _why(q: Tensor, form: str) -> str:
     return f"{'few' if q.shape[1] <= SHORT else 'many'} tokens, {reason}"
 
 
-def _inside(length: int, train: bool) -> str:
+def _inside(length: int, state: Tensor, train: bool) -> str:
     if train:
-        return f"gates inside, gradients too, chunks of {chunk_length(length)} tokens"
+        size = training_chunk(length, state.shape[0] * state.shape[1], state.shape[-1])
+        return f"gates inside, gradients too, chunks of {size} tokens"
     return f"gates inside, {'token by token' if length <= STEP else f'chunks of {chunk_length(length)} tokens'}"
 
 
@@ -166,7 +167,7 @@ _FORMS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 }
 if HAS_TRITON:
     from .triton_gates import DECODE, STEP, triton_gated_read, triton_gated_scan
-    from .triton_scan import chunk_length, triton_delta_scan
+    from .triton_scan import chunk_length, training_chunk, triton_delta_scan
     from .triton_training import triton_gated_scan_with_gradients
 
     _FORMS["triton"] = triton_delta_scan

@@ -11,7 +11,7 @@ from .gate_kernels import prepare_kernel, step_kernel
 from .gates import GateSpec
 from .mask import as_bytes
 from .read_kernels import gemv_read_kernel
-from .triton_scan import launch_shape, scan_chunks
+from .triton_scan import chunk_length, launch_shape, scan_chunks
 
 STEP = 16  # up to so many tokens one kernel does everything, token by token
 DECODE = 256  # tokens of all rows, up to which reads alone are one kernel with the projection inside
@@ -67,7 +67,8 @@ def _gated_scan(
                 *args, state, reads, final, args[0].stride(0), length, heads, batch * heads, **shape, **flags
             )
             return reads, final
-        final, _ = scan_chunks(prepare(args, projected.shape[:2], heads, rank, flags), state, None, reads)
+        tokens = prepare(args, projected.shape[:2], heads, rank, flags)
+        final, _ = scan_chunks(tokens, state, None, reads, chunk_length(length))
     return reads, final
 
 

@@ -13,7 +13,13 @@ from .gate_backward_kernel import project_backward_kernel
 from .gates import GateSpec
 from .mask import as_bytes
 from .triton_gates import ROWS, gate_arguments, gate_flags, prepare
-from .triton_scan import launch_shape, scan_backward, scan_chunks, starts_shape
+from .triton_scan import launch_shape, scan_backward, scan_chunks, starts_shape, training_chunk
+
+
+def _chunk(reads: Tensor) -> int:
+    """Tokens of a chunk for reads (B, T, H, r)."""
+    batch, length, heads, rank = reads.shape
+    return training_chunk(length, batch * heads, rank)
 
 
 @torch.library.custom_op("deltamem::gated_scan_forward", mutates_args=())
@@ -25,7 +31,8 @@ def _forward(
     flags = gate_flags(mode, coupled, normalize, rankwise, token_mask, write_mask)
     reads = state.new_empty(*projected.shape[:2], heads, rank)
     with torch.cuda.device_of(projected):
-        final, starts = scan_chunks(prepare(args, projected.shape[:2], heads, rank, flags), state, None, reads)
+        tokens = prepare(args, projected.shape[:2], heads, rank, flags)
+        final, starts = scan_chunks(tokens, state, None, reads, _chunk(reads))
     return reads, final, starts
 
 
@@ -34,8 +41,8 @@ def _(
     projected: Tensor, beta_bias: Tensor, lambda_bias: Tensor | None, state: Tensor, token_mask: Tensor | None,
     write_mask: Tensor | None, heads: int, rank: int, mode: str, coupled: bool, normalize: bool, rankwise: bool,
 ) -> Any:  # fmt: skip
-    shape = (*projected.shape[:2], heads, rank)
-    return state.new_empty(shape), torch.empty_like(state), state.new_empty(starts_shape(*shape))
+    reads = state.new_empty(*projected.shape[:2], heads, rank)
+    return reads, torch.empty_like(state), state.new_empty(starts_shape(_chunk(reads), *reads.shape))
 
 
 @torch.library.custom_op("deltamem::gated_scan_backward", mutates_args=())
@@ -57,7 +64,7 @@ def _backward(
     sums = state.new_empty(programs, 1 if coupled else 2, heads * rank if rankwise else heads)
     with torch.cuda.device_of(projected):
         tokens = prepare(args, projected.shape[:2], heads, rank, flags)
-        *grads, dstate = scan_backward(tokens, state, None, starts, dreads, dfinal)
+        *grads, dstate = scan_backward(tokens, state, None, starts, dreads, dfinal, _chunk(dreads))
         project_backward_kernel[(programs,)](
             *args, *grads, dprojected, sums, args[0].stride(0), heads, count, R=rank, P=shape["P"], HEADS=padded,
             BLOCK=block, **flags,

@@ -7,6 +7,7 @@ GPU tests call them on "cuda". Run as a script, this module interprets the kerne
 import os
 import sys
 from collections.abc import Callable
+from unittest.mock import patch
 
 if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "1"
@@ -191,6 +192,18 @@ def check_gated_gradients(
         close(a, b.to(rounded), TOLERANCE[rounded])  # a sum over 65,504 is infinite in float16
 
 
+def check_chunk_of_all_tokens(device: str, length: int, spec: GateSpec, batch: int) -> None:
+    """Gradients are as exact in one chunk, which is taken where many states fill the device by themselves."""
+    from deltamem_agents.ops import triton_scan
+
+    assert triton_scan.training_chunk(1024, 512, 32) == 1024 and triton_scan.training_chunk(1024, 128, 32) == 64
+    assert triton_scan.training_chunk(length, batch * spec.heads, spec.rank) < length
+    with patch.object(triton_scan, "WALK", 0):
+        assert length <= triton_scan.training_chunk(length, batch * spec.heads, spec.rank) < length + 8
+        for masked in (True, False):
+            check_gated_gradients(device, length, spec, torch.float32, masked, batch=batch)
+
+
 def check_partial_gradients(device: str, length: int) -> None:
     """Reads without gradients, or states without: zeros; the same bits again; inputs that need none get none."""
     spec = GateSpec(2, 4)
@@ -353,6 +366,7 @@ def _training_small() -> None:
     check_gated_gradients("cpu", 3, GateSpec(2, 5, "lambda_outside", True, True, False), torch.float16, masked=False)
     check_gated_gradients("cpu", 34, GateSpec(1, 4, coupled=False), torch.float16, bias_dtype=torch.float16, batch=1)
     check_partial_gradients("cpu", 2)
+    check_chunk_of_all_tokens("cpu", 37, GateSpec(2, 4), 1)
 
 
 def _reads_small() -> None:

@@ -99,6 +99,13 @@ def test_gradients_through_the_gates(length: int, mode: str, coupled: bool, rank
 
 
 @gpu
+@pytest.mark.parametrize("rank", [4, 8, 32])
+@pytest.mark.parametrize("length", [65, 300])
+def test_gradients_in_one_chunk(length: int, rank: int) -> None:
+    cases.check_chunk_of_all_tokens("cuda", length, GateSpec(3, rank), 2)
+
+
+@gpu
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW])
 @pytest.mark.parametrize("rank", [4, 5, 16, 32])
 @pytest.mark.parametrize("masked", [True, False])
