@@ -70,6 +70,7 @@ class AdapterBatches:
             Shape(train.rows, length, train.asked_tokens, train.answer_tokens) for length in sorted(train.memory_tokens)
         ]
         self.file: dict[Shape, list[EncodedRecord]] = {}  # each record under the shortest shape that holds it
+        self._lives: dict[int, Life] = {}  # row -> the life that it is at
         self.summary = ""  # how much of a file can be learnt
         if recipe.data != WORLD:
             if train.lives:
@@ -79,7 +80,7 @@ class AdapterBatches:
     def __call__(self, step: int) -> Batch:
         """The batch of one step: all its records need the same row length."""
         if self.train.lives:
-            return self._lives(step)
+            return self._of_lives(step)
         rng = Random(f"{self.seed}/{step}")
         if self.file:
             shape = rng.choices(list(self.file), [len(records) for records in self.file.values()])[0]
@@ -88,7 +89,7 @@ class AdapterBatches:
             shape, chosen = self._sessions(step)
         return pack_batch(chosen, shape, self.encoder.pad, self.names)
 
-    def _lives(self, step: int) -> Batch:
+    def _of_lives(self, step: int) -> Batch:
         """One session of each row's life, in the shortest row length that holds them all."""
         told = [self.told(step, row) for row in range(self.train.rows)]
         chosen = [encoded for _, encoded, _ in told]
@@ -101,18 +102,27 @@ class AdapterBatches:
         sessions = self.train.sessions_a_life[row % len(self.train.sessions_a_life)]
         offset = row * sessions // self.train.rows
         number, at = divmod(step + offset, sessions)
-        start = 0 if number else offset
-        name, train = f"{row}/{number}", self.train
-        life = Life(self.seed, name, train.most_facts, train.questions, TASK in self.names, start)
+        life = self._life(row, f"{row}/{number}", sessions, 0 if number else offset)
         for attempt in range(PATIENCE):
             record = self._with_text(life.record(at, attempt), f"{row}/{attempt}", step)
             encoded = self.encoder.record(record)
             if self.shapes[-1].fits(encoded):
-                return record, encoded, at == start
+                return record, encoded, at == life.start
         raise RecipeError(
             f"a session with {len(life.script(at).told)} facts does not fit {self.shapes[-1].memory_tokens} tokens in "
-            f"{PATIENCE} wordings: raise memory_tokens, or lower most_facts ({train.most_facts})"
+            f"{PATIENCE} wordings: raise memory_tokens, or lower most_facts ({self.train.most_facts})"
         )
+
+    def _life(self, row: int, name: str, sessions: int, start: int) -> Life:
+        """The life of that name, which a row keeps while it is at it: steps ask for its sessions in their order."""
+        if (kept := self._lives.get(row)) is None or (kept.name, kept.start) != (name, start):
+            train = self.train
+            ends = sessions == 1 or Random(f"{self.seed}/ends/{name}").random() >= train.endless_share
+            resets = TASK in self.names and ends
+            counts = train.most_facts, train.questions
+            kept = Life(self.seed, name, *counts, resets, start, train.asked_within, train.wrong_share)
+            self._lives[row] = kept
+        return kept
 
     def _read(self, path: Path) -> str:
         """Encode the records of a file, and say how many fit. RecipeError when none does."""

@@ -27,10 +27,10 @@ LEAST = dict.fromkeys(
     "steps rows length memory_tokens asked_tokens answer_tokens most_facts questions sessions_a_life log_every "
     "checkpoint_every vocab_size".split(), 1
 ) | dict.fromkeys(
-    "lr final_lr betas weight_decay warmup clip workers other_weight random_share text_share output_std "
-    "sessions".split(), 0
+    "lr final_lr betas weight_decay warmup clip workers other_weight random_share text_share endless_share "
+    "wrong_share asked_within output_std sessions".split(), 0
 )  # fmt: skip
-BELOW = {"betas": 1, "random_share": 1, "text_share": 1}
+BELOW = {"betas": 1, "random_share": 1, "text_share": 1, "endless_share": 1.01, "wrong_share": 1}
 DTYPES = ("bf16", "fp32")
 
 
@@ -48,6 +48,8 @@ class TrainRecipe:
         sessions_a_life: adapter: sessions of the world that one memory goes through, one a step, its state carried on
             from step to step, cut from autograd (truncated back-propagation through time); 1: each begins empty.
             Several numbers are those of the rows, in turn: [1, 8, 48] makes a third of the lives of each length.
+        endless_share: adapter: share of the lives of several sessions in which ``task_progress`` is never emptied.
+        asked_within: adapter: questions within a session of a life, at most; ``wrong_share``: of their answers.
         text_share: adapter: share of the sessions of the world that come with the beginning of another one, to be
             learnt whole.
         dtype: "bf16" (autocast; weights and states stay float32) or "fp32".
@@ -67,6 +69,9 @@ class TrainRecipe:
     most_facts: int = 16
     questions: int = 20
     sessions_a_life: tuple[int, ...] = (1,)
+    endless_share: float = 0.0
+    asked_within: int = 3
+    wrong_share: float = 0.0
     text_share: float = 0.0
     lr: float = 1e-3
     final_lr: float = 0.02

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from world_sentences import sentence, stated
@@ -166,6 +167,55 @@ def test_tasks_go_on_and_are_forgotten_when_their_memory_is_emptied() -> None:
                 seen["reset"] += 1
     assert seen["goes on"] > 15 and seen["reset"] > 15
     assert not any(Life(1, "tests", resets=False).script(number).reset for number in range(40))
+
+
+def test_a_life_may_be_asked_for_sessions_in_any_order() -> None:
+    life = Life(5, "tests", most_facts=6)
+    backwards = [life.record(number) for number in (4, 1, 3, 0)]
+    assert backwards == [Life(5, "tests", most_facts=6).record(number) for number in (4, 1, 3, 0)]
+    assert life.standing(3) == Life(5, "tests", most_facts=6).standing(3)
+
+
+def test_within_a_session_the_assistant_may_be_asked_often_and_be_wrong() -> None:
+    def replies(asked_within: int, wrong: float) -> list[bool]:
+        """Within the sessions of five lives, to questions about what is known at their end: what is true there."""
+        found = []
+        for seed in range(5):
+            life = Life(seed, "tests", most_facts=8, asked_within=asked_within, wrong=wrong)
+            for session in map(life.session, range(SESSIONS)):
+                for message, answer in pairwise(session.messages):
+                    about = [f for f in session.facts.values() if is_asked(f, message["content"])]
+                    if about and message["role"] == "user" and answer["role"] == "assistant":
+                        found.append(answer["content"] in {f.value for f in about})
+        return found
+
+    few_asked, many_asked, wrong = replies(3, 0.0), replies(16, 0.0), replies(16, 0.6)
+    assert len(many_asked) > 3 * len(few_asked)
+    assert sum(wrong) / len(wrong) < sum(many_asked) / len(many_asked) - 0.3
+
+
+def test_wrong_replies_make_nothing_else_true() -> None:
+    """The facts of a life are its scripts', and these do not depend on what the assistant says."""
+    lives = [Life(7, "tests", asked_within=16, wrong=wrong) for wrong in (0.0, 0.9)]
+    for number in range(SESSIONS):
+        one, other = (life.session(number) for life in lives)
+        assert one.facts == other.facts and one.progress == other.progress
+        assert lives[0].standing(number + 1) == lives[1].standing(number + 1)
+
+
+def test_a_life_knows_its_newest_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltamem_agents.training.world.life.KNOWN", 9)
+    life, told = Life(1, "tests", most_facts=6), dict[tuple[str, str], Fact]()
+    for number in range(12):
+        script = life.script(number)
+        for fact in script.told + script.updates:
+            told.pop(fact.key, None)
+            told[fact.key] = fact
+        standing = life.standing(number + 1)
+        assert list(standing.facts.values()) == list(told.values())[-9:]
+        assert standing.told_in.keys() == standing.facts.keys() >= standing.replaced.keys()
+        assert life.session(number).facts.items() >= standing.facts.items()
+    assert len(told) > 15
 
 
 @few

@@ -105,6 +105,14 @@ def test_the_embedded_adapter_goes_on_with_lives_where_its_first_recipe_ended() 
     assert str(lives.backbone.path).endswith(f"/{out}/backbone") and str(lives.adapter.init).endswith(f"/{out}/adapter")
 
 
+def test_the_embedded_adapter_goes_on_with_longer_lives() -> None:
+    lives, longer = (load_recipe(EMBEDDED / name) for name in ("lives.yaml", "long_lives.yaml"))
+    assert longer.adapter.config == lives.adapter.config and longer.backbone == lives.backbone
+    assert max(longer.adapter.train.sessions_a_life) > max(lives.adapter.train.sessions_a_life)
+    out = re.search(r"lives\.yaml --out (\S+)", (EMBEDDED / "lives.yaml").read_text())[1]
+    assert str(longer.adapter.init).endswith(f"/{out}/adapter")
+
+
 def test_losses_without_lives_are_what_they_were(tmp_path: Path, backbone: Path) -> None:
     recipe = load_recipe(
         recipe_file(tmp_path, backbone=str(backbone)), {"adapter.train.steps": 3, "adapter.output_std": 0.05}
@@ -134,6 +142,28 @@ def test_rows_may_have_lives_of_different_lengths(tmp_path: Path, backbone: Path
     source = source_of(lives_recipe(tmp_path, backbone, sessions_a_life=[1, 3], rows=4), backbone)
     begins = torch.stack([source(step).begins for step in range(5)])  # type: ignore[arg-type]
     assert begins.int().tolist() == [[1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 1, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
+
+
+def test_a_share_of_the_lives_never_empties_task_progress(tmp_path: Path, backbone: Path) -> None:
+    """Lives of one session are none of them."""
+
+    def emptied(share: float) -> dict[int, list[bool]]:
+        recipe = lives_recipe(tmp_path, backbone, sessions_a_life=[1, 40], rows=16, endless_share=share)
+        source = source_of(recipe, backbone)
+        found = {row: [bool(source.told(step, row)[0].reset) for step in range(14)] for row in range(16)}
+        return {which: [any(found[row]) for row in range(which, 16, 2)] for which in (0, 1)}
+
+    never, always = emptied(1), emptied(0)
+    assert never[0] == always[0] and sum(never[0]) > 4
+    assert not any(never[1]) and sum(always[1]) > 6
+    assert 1 < sum(emptied(0.5)[1]) < 7
+
+
+def test_sessions_of_lives_are_as_the_recipe_asks(tmp_path: Path, backbone: Path) -> None:
+    recipe = lives_recipe(tmp_path, backbone, asked_within=8, wrong_share=0.5)
+    record, _, _ = source_of(recipe, backbone).told(1, 1)
+    life = Life(recipe.seed, "1/0", 2, 4, True, 1, asked_within=8, wrong=0.5)
+    assert record in [life.record(2, attempt) for attempt in range(9)]
 
 
 @pytest.mark.parametrize("sessions", [1, 3])

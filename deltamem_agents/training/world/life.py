@@ -35,11 +35,12 @@ from .session import (
     task_reported,
     tool_groups,
 )
-from .source import random_spec, rng_for
+from .source import ASKED_WITHIN, random_spec, rng_for
 
 Key = tuple[str, str]
 RETOLD = 48  # the newest facts, which may be told again or changed
 ASKED = 24  # the newest facts, which are asked for: what is older may be forgotten
+KNOWN = 256  # the newest facts, which are told anew as changes alone: what is older was never told
 AGES = (0.6, 0.25, 0.15)  # shares of the questions about facts of the last session, of the one before, and older
 PLAIN = 20  # attempts after which a session says nothing but its script
 
@@ -49,7 +50,7 @@ class Standing:
     """What is true in a life between two sessions.
 
     Attributes:
-        facts: all that were told, in the order in which they were told last; ``told_in``: the session of that.
+        facts: the newest :data:`KNOWN`, in the order in which they were told last; ``told_in``: the session of that.
         replaced: values before the last change.
         progress: of the task at hand; ``reported_in``: the session that spoke of it last.
     """
@@ -94,20 +95,37 @@ class Script:
 
 
 class Life:
-    """One agent's sessions ``start``, ``start + 1``, …: a pure function of its seed and name.
+    """One agent's sessions ``start``, ``start + 1``, …: a pure function of its arguments.
+
+    It keeps what was true around the session that it spoke of last: earlier ones take their scripts from the start.
 
     Args:
         most_facts, questions: of one session, as in :func:`.source.world_record`.
         resets: whether ``task_progress`` is emptied now and then. It stays so in the sessions that follow.
+        asked_within: at most so many questions within a session; ``wrong``: the share of them that the assistant
+            answers wrong.
     """
 
     def __init__(
-        self, seed: int, name: str, most_facts: int = 16, questions: int = 20, resets: bool = True, start: int = 0
+        self,
+        seed: int,
+        name: str,
+        most_facts: int = 16,
+        questions: int = 20,
+        resets: bool = True,
+        start: int = 0,
+        asked_within: int = ASKED_WITHIN,
+        wrong: float = 0.0,
     ) -> None:
         self.seed, self.name, self.start = seed, name, start
         self.most_facts, self.questions, self.resets = most_facts, questions, resets
-        self._scripts: list[Script] = []
-        self._standings = [Standing()]
+        self.asked_within, self.wrong = asked_within, wrong
+        self._begin()
+
+    def _begin(self) -> None:
+        self._number = self.start - 1
+        self._script: Script | None = None
+        self._before = self._after = Standing()
 
     def record(self, number: int, attempt: int = 0) -> Record:
         """Session ``number`` to write after those before it, and questions to ask then; said anew in each attempt."""
@@ -123,22 +141,34 @@ class Life:
 
     def script(self, number: int) -> Script:
         """What session ``number`` tells."""
-        self.standing(number + 1)
-        return self._scripts[number - self.start]
+        self._go(number)
+        assert self._script is not None
+        return self._script
 
     def standing(self, number: int) -> Standing:
         """What is true before session ``number``."""
-        while len(self._scripts) < number - self.start:
-            at, before = self.start + len(self._scripts), self._standings[-1]
-            rng = rng_for(self.seed, at, f"life/{self.name}/script")
-            script = new_script(rng, before, self.most_facts, self.resets)
-            self._scripts.append(script)
-            self._standings.append(after(before, script, at))
-        return self._standings[number - self.start]
+        if number == self._number:
+            return self._before
+        self._go(number - 1)
+        return self._after
+
+    def _go(self, number: int) -> None:
+        """Draw the scripts up to that of session ``number``."""
+        if number < self._number:
+            self._begin()
+        while self._number < number:
+            self._number += 1
+            rng = rng_for(self.seed, self._number, f"life/{self.name}/script")
+            self._before = self._after
+            self._script = script = new_script(rng, self._before, self.most_facts, self.resets)
+            self._after = after(self._before, script, self._number)
 
     def _said(self, rng: Random, number: int, attempt: int) -> Session:
-        spec = random_spec(rng, self.most_facts) if attempt < PLAIN else Spec(acknowledge=0.0)
-        return said(rng, spec, self.standing(number), self.script(number), self.standing(number + 1).newest(ASKED))
+        script, before, newest = self.script(number), self.standing(number), self.standing(number + 1).newest(ASKED)
+        spec = Spec(acknowledge=0.0)
+        if attempt < PLAIN:
+            spec = random_spec(rng, self.most_facts, self.asked_within)
+        return said(rng, spec, before, script, newest, self.wrong)
 
     def _asked(self, rng: Random, number: int, session: Session) -> list[Question]:
         """As :func:`.source.questions_for`, by the age of the facts; of a task that the last two sessions spoke of."""
@@ -194,11 +224,14 @@ def after(before: Standing, script: Script, number: int) -> Standing:
             replaced[fact.key] = old.value
         facts[fact.key], told_in[fact.key] = fact, number
     spoke = script.progress is not None
+    for key in list(facts)[:-KNOWN]:
+        del facts[key], told_in[key]
+        replaced.pop(key, None)
     progress = None if script.reset else script.progress if spoke else before.progress
     return Standing(facts, told_in, replaced, progress, number if spoke else before.reported_in)
 
 
-def said(rng: Random, spec: Spec, before: Standing, script: Script, newest: list[Fact]) -> Session:
+def said(rng: Random, spec: Spec, before: Standing, script: Script, newest: list[Fact], wrong: float = 0.0) -> Session:
     """A session that tells the script, with the surroundings of ``spec``. Its questions are about ``newest`` facts."""
     change = script.changes(before)
     plain = [fact for fact in script.told if fact not in change]
@@ -215,7 +248,7 @@ def said(rng: Random, spec: Spec, before: Standing, script: Script, newest: list
     events += [(rng.random(), action_turn(rng)) for _ in range(spec.actions)]
     events += [(2 + i if spec.talk_last else rng.random(), talk_turn(rng)) for i in range(spec.talk)]
     keys = {fact.key for fact in newest}
-    events += [(0.3 + 0.7 * rng.random(), _ask_within(rng, keys)) for _ in range(spec.questions)]
+    events += [(0.3 + 0.7 * rng.random(), _ask_within(rng, keys, wrong)) for _ in range(spec.questions)]
     session = Session(spec, facts=dict(before.facts), progress=before.progress)
     for _, happen in sorted(events, key=lambda event: event[0]):
         happen(session)
@@ -238,8 +271,11 @@ def _task_events(rng: Random, script: Script) -> list[Event]:
     return [*begins, *zip(times[1:], reports, strict=True)]
 
 
-def _ask_within(rng: Random, keys: set[Key]) -> Callable[[Session], None]:
-    """A question within the session: mostly about one of the facts ``keys`` that was told so far."""
+def _ask_within(rng: Random, keys: set[Key], wrong: float) -> Callable[[Session], None]:
+    """A question within the session: mostly about one of the facts ``keys`` that was told so far.
+
+    A share of the answers is ``wrong``, as those of a model may be: another value, or that it does not know.
+    """
 
     def happen(session: Session) -> None:
         known = [fact for key, fact in session.facts.items() if key in keys]
@@ -247,6 +283,8 @@ def _ask_within(rng: Random, keys: set[Key]) -> Callable[[Session], None]:
             fact, answer = (chosen := rng.choice(known)), chosen.value
         else:
             fact, answer = next(new_facts(rng, 1, session.facts.values())), UNKNOWN
+        if wrong and rng.random() < wrong:
+            answer = UNKNOWN if answer != UNKNOWN and rng.random() < 0.5 else other_value(rng, fact).value
         say(session, "user", fact.ask(rng), FACTS)
         say(session, "assistant", answer, TASK)
 

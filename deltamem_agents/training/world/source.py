@@ -19,6 +19,7 @@ from .questions import (
 from .session import TASK, UNKNOWN, Session, Spec, new_session
 
 Message = dict[str, Any]
+ASKED_WITHIN = 3  # questions within a session, at most
 
 
 def rng_for(seed: int, index: int, split: str = "train") -> Random:
@@ -26,7 +27,7 @@ def rng_for(seed: int, index: int, split: str = "train") -> Random:
     return Random(f"{split}/{seed}/{index}")
 
 
-def random_spec(rng: Random, most_facts: int = 16) -> Spec:
+def random_spec(rng: Random, most_facts: int = 16, asked_within: int = ASKED_WITHIN) -> Spec:
     facts = rng.randint(1, most_facts) if rng.random() < 0.97 else 0
     long_talk = rng.random()
     return Spec(
@@ -39,7 +40,7 @@ def random_spec(rng: Random, most_facts: int = 16) -> Spec:
         talk=rng.randint(0, 4) if long_talk < 0.6 else rng.randint(5, 14) if long_talk < 0.85 else rng.randint(20, 34),
         talk_last=rng.random() < 0.4,
         acknowledge=rng.choice((0.0, 0.5, 1.0)),
-        questions=rng.choice((0, 0, 1, 3)),
+        questions=rng.choice((0, asked_within // 4, asked_within // 2, asked_within)),
         alone=rng.random() < 0.3,
     )
 
