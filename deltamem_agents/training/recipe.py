@@ -30,7 +30,8 @@ LEAST = dict.fromkeys(
     "lr final_lr betas weight_decay warmup clip workers other_weight random_share text_share endless_share "
     "wrong_share asked_within output_std sessions".split(), 0
 )  # fmt: skip
-BELOW = {"betas": 1, "random_share": 1, "text_share": 1, "endless_share": 1.01, "wrong_share": 1}
+BELOW = {"betas": 1, "random_share": 1, "text_share": 1}
+MOST = {"endless_share": 1, "wrong_share": 1}
 DTYPES = ("bf16", "fp32")
 
 
@@ -49,7 +50,8 @@ class TrainRecipe:
             from step to step, cut from autograd (truncated back-propagation through time); 1: each begins empty.
             Several numbers are those of the rows, in turn: [1, 8, 48] makes a third of the lives of each length.
         endless_share: adapter: share of the lives of several sessions in which ``task_progress`` is never emptied.
-        asked_within: adapter: questions within a session of a life, at most; ``wrong_share``: of their answers.
+        asked_within: adapter: questions within a session of a life, at most.
+        wrong_share: adapter: share of these that the assistant answers wrong, as a model may.
         text_share: adapter: share of the sessions of the world that come with the beginning of another one, to be
             learnt whole.
         dtype: "bf16" (autocast; weights and states stay float32) or "fp32".
@@ -223,10 +225,11 @@ def _parse(kind: type, data: Any, where: str) -> Any:
 
 def _check(name: str, value: Any, where: str) -> None:
     """RecipeError for a number, or numbers, out of range."""
-    least, limit = LEAST.get(name, -math.inf), BELOW.get(name, math.inf)
+    least, limit, most = LEAST.get(name, -math.inf), BELOW.get(name, math.inf), MOST.get(name, math.inf)
     numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, int | float)]
-    if not all(math.isfinite(number) and least <= number < limit for number in numbers):
+    if not all(math.isfinite(number) and least <= number < limit and number <= most for number in numbers):
         wanted = ["finite"] + [f"at least {least}"] * (name in LEAST) + [f"below {limit}"] * (name in BELOW)
+        wanted += [f"at most {most}"] * (name in MOST)
         raise RecipeError(f"recipe field {where} = {value!r} must be {', '.join(wanted)}")
     if value == ():
         raise RecipeError(f"recipe field {where} must not be empty")

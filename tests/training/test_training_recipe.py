@@ -88,6 +88,8 @@ def test_overrides(tmp_path: Path, field: str, value: Any, found: Any) -> None:
         ("adapter.train.lr", -1, "adapter.train.lr = -1.0 must be finite, at least 0"),
         ("adapter.train.lr", float("nan"), "adapter.train.lr = nan must be finite"),
         ("adapter.train.betas", [0.9, 1.0], r"adapter.train.betas = \(0.9, 1.0\) must be .*below 1"),
+        ("adapter.train.endless_share", 1.1, "endless_share = 1.1 must be .*at least 0, at most 1"),
+        ("adapter.train.wrong_share", -0.5, "wrong_share = -0.5 must be .*at least 0, at most 1"),
         ("adapter.train.betas", [0.9], r"adapter.train.betas = \[0.9\] must be 2 values"),
         ("adapter.train.dtype", "fp8", "adapter.train.dtype = 'fp8' is not supported; use 'bf16' or 'fp32'"),
         ("adapter.beta_bias", float("inf"), "adapter.beta_bias = inf must be finite"),

@@ -40,7 +40,7 @@ from .source import ASKED_WITHIN, random_spec, rng_for
 Key = tuple[str, str]
 RETOLD = 48  # the newest facts, which may be told again or changed
 ASKED = 24  # the newest facts, which are asked for: what is older may be forgotten
-KNOWN = 256  # the newest facts, which are told anew as changes alone: what is older was never told
+KNOWN = 256  # the newest facts, which a life knows: what is older counts as never told
 AGES = (0.6, 0.25, 0.15)  # shares of the questions about facts of the last session, of the one before, and older
 PLAIN = 20  # attempts after which a session says nothing but its script
 
