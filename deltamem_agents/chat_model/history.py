@@ -68,6 +68,12 @@ def check_policy(policy: Any) -> Policy:
     return policy  # type: ignore[no-any-return]
 
 
+def check_earlier(number: int) -> None:
+    """Raises ValueError when that is no number of messages for :func:`window`."""
+    if number < 0:
+        raise ValueError(f"history={number}: give the number of messages that stay in the prompt, 0 or more")
+
+
 def role_of(message: BaseMessage) -> str:
     """The role that the message has for a chat template: "user", "assistant", "system", "tool", or one of its own."""
     kind = message.type.removesuffix("MessageChunk").lower()
@@ -109,6 +115,13 @@ def seen(messages: Sequence[BaseMessage], policy: Policy, count_tokens: Count) -
     most = policy["tokens"]
     starts = range(turn + 1)  # the later the window starts, the less is in it
     return kept(bisect_left(starts, True, hi=turn, key=lambda start: count_tokens(kept(start)) <= most))
+
+
+def window(messages: Sequence[BaseMessage], earlier: int) -> list[BaseMessage]:
+    """The current turn and up to ``earlier`` messages from before it, by the rules of :func:`seen`."""
+    roles = [role_of(message) for message in messages]
+    turn = sum(role != "system" for role in roles[turn_start(roles) :])
+    return seen(messages, earlier + turn if earlier else "turn", lambda _: 0)
 
 
 def _since(messages: Sequence[BaseMessage], turn: int) -> list[int]:

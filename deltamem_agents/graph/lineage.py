@@ -12,14 +12,17 @@ memory of that moment. One agent may serve many threads; its memory has one head
   out, and so is one that was forgotten or rolled back. So a node that runs again, after a retry, a crash or a resume,
   finds its messages written, and stands where they were written: at the head only if the thread wrote nothing later.
 - A turn of a new thread that was written, and lost its checkpoints, reads again what it read before.
+- A graph that is a node of another one keeps no version between two runs. There, a turn that holds replies which this
+  thread wrote goes on after the last of them. Each such node is a thread of its own, ``THREAD|NODE`` in the journal.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from langgraph.graph import MessagesState
 
 from ..chat_model.serving import EMPTY
+from ..errors import VersionNotFound
 from ..store import Store
 
 Written = tuple[str | None, str]
@@ -62,7 +65,7 @@ def locate(
     head = store.head(agent_id)
     if head is None or pinned is None:
         return Place(head, True)
-    version = None if pinned == EMPTY else store.resolve(agent_id, pinned)
+    version = None if pinned == EMPTY else _resolved(store, agent_id, pinned)
     if version == head or (version is not None and store.version(agent_id, version).retired):
         return Place(head, True)
     if version is None or store.is_ancestor(agent_id, version, head):
@@ -75,18 +78,33 @@ def locate(
     return Place(version, False)
 
 
-def begin(store: Store, agent_id: str, thread: str | None, message: Written) -> Place:
-    """Where a thread that keeps no version stands, before the turn that begins with a message.
+def _resolved(store: Store, agent_id: str, pinned: str) -> str | None:
+    try:
+        return store.resolve(agent_id, pinned)
+    except VersionNotFound as error:
+        raise VersionNotFound(
+            f"{error}. The thread's memory_version is of another agent or of a memory that was deleted: take another "
+            "thread_id; where agents with memories of their own are nodes of one graph, give that graph a state "
+            "without memory_version (MessagesState)"
+        ) from error
 
-    At the head; or, when this thread has written that message already, where it stood before that.
+
+def begin(store: Store, agent_id: str, thread: str | None, turn: Sequence[Written]) -> Place:
+    """Where a thread that keeps no version stands in a turn, of which it was given these messages.
+
+    At the head. When this thread has written some of them already: after the last of these; or, given the turn's
+    first message alone, where it stood before that.
     """
     head = store.head(agent_id)
-    at = None if head is None else store.last_written(agent_id, head, [message])
-    if at is not None and thread is not None:
-        before = store.version(agent_id, at).parent
-        if store.wrote_between(agent_id, thread, before, at):
-            return Place(before, False)
-    return Place(head, True)
+    at = None if head is None else store.last_written(agent_id, head, turn)
+    if head is None or at is None or thread is None:
+        return Place(head, True)
+    before = store.version(agent_id, at).parent
+    if not store.wrote_between(agent_id, thread, before, at):
+        return Place(head, True)
+    if len(turn) == 1:
+        return Place(before, False)
+    return Place(at, False) if store.wrote_between(agent_id, thread, at, head) else Place(head, True)
 
 
 def unwritten(store: Store, agent_id: str, version: str | None, messages: Collection[Written]) -> set[Written]:

@@ -2,21 +2,21 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, cast
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
 from langgraph.config import get_config
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
 
 from ..chat_model import DeltaMemChatModel
-from ..chat_model.history import turn_start
+from ..chat_model.history import check_earlier, window
 from ..chat_model.messages import SUMMARY
 from ..chat_model.serving import served
 from .lineage import DeltaMemState, unwritten
 from .results import Result, awith_result_id, with_result_id
 from .tasks import TaskWriter
-from .writer import DeltaMemReader, keyed
+from .writer import TurnReader, keyed
 
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -61,10 +61,10 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemAgentState, Any, Any]):
 
     def __init__(self, model: DeltaMemChatModel, history: int = 0) -> None:
         super().__init__()
-        if history < 0:
-            raise ValueError(f"history={history}: give the number of messages that stay in the prompt, 0 or more")
+        check_earlier(history)
         self.model, self.history = model, history
-        self._reader, self._writer = DeltaMemReader(model), TaskWriter(model)
+        self._writer = TaskWriter(model)
+        self._reader = TurnReader(model, self._writer)
 
     def before_agent(self, state: DeltaMemAgentState, runtime: Runtime[Any]) -> dict[str, Any]:
         """Find the version that this turn reads. Raises MissingAgentId when nobody said whose memory it is."""
@@ -132,11 +132,11 @@ class DeltaMemMiddleware(AgentMiddleware[DeltaMemAgentState, Any, Any]):
                 f"DeltaMemMiddleware got a call of {type(request.model).__name__}, which has no memory: give "
                 "create_agent, and other middleware that chooses models, a DeltaMemChatModel"
             )
-        start = turn_start(["user" if isinstance(m, HumanMessage) else m.type for m in request.messages])
         settings = {**request.model_settings, "agent_id": self._agent_id(), "history": "all"}  # of what is chosen here
         if (version := request.state.get("memory_version")) is not None:
             settings["memory_version"] = version
-        return request.override(messages=request.messages[max(0, start - self.history) :], model_settings=settings)
+        shown = cast(list[AnyMessage], window(request.messages, self.history))
+        return request.override(messages=shown, model_settings=settings)
 
     def _agent_id(self) -> str:
         return served(get_config(), {}, self.model.agent_id, None).agent_id

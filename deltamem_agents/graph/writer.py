@@ -30,10 +30,14 @@ class _Node:
         raise NotImplementedError
 
     def _who(self, config: RunnableConfig) -> tuple[str, str | None]:
-        """The agent, and the thread if there is one. Raises MissingAgentId."""
+        """The agent, and the thread if there is one (see lineage.py). Raises MissingAgentId."""
         who = served(config, {}, self.model.agent_id, None)
-        thread = (config.get("configurable") or {}).get("thread_id")
-        return who.agent_id, None if thread is None else str(thread)
+        given = config.get("configurable") or {}
+        if (thread := given.get("thread_id")) is None:
+            return who.agent_id, None
+        # "node:task|node:task": where this node is in the graphs around it; tasks are new in each run
+        *around, _ = str(given.get("checkpoint_ns") or "").split("|")
+        return who.agent_id, "|".join([str(thread), *(place.partition(":")[0] for place in around)])
 
     def _place(self, state: DeltaMemState, config: RunnableConfig) -> Place:
         """Where the thread stands at the beginning of a turn. Raises MissingAgentId."""
@@ -42,9 +46,8 @@ class _Node:
         messages = state.get("messages") or []
         if pinned is not None or thread is None or not messages or store.head(agent_id) is None:
             return locate(store, agent_id, pinned, thread)
-        first = messages[turn_start([role_of(message) for message in messages])]
-        keys = [key for key, _ in keyed([first], self.model.engine, self.model.router)]
-        return begin(store, agent_id, thread, keys[0]) if keys else locate(store, agent_id, None, thread)
+        turn = keyed(messages[_turn_start(messages) :], self.model.engine, self.model.router)
+        return begin(store, agent_id, thread, [key for key, _ in turn])
 
 
 class DeltaMemReader(_Node):
@@ -107,9 +110,31 @@ class DeltaMemWriter(_Node):
         return await asyncio.to_thread(self, state, config)
 
 
+class TurnReader(DeltaMemReader):
+    """Node: begins a turn. What the state holds from before it and nobody wrote is written; then as its base."""
+
+    def __init__(self, model: DeltaMemChatModel, writer: DeltaMemWriter) -> None:
+        super().__init__(model)
+        self.writer = writer
+
+    def __call__(self, state: DeltaMemState, config: RunnableConfig) -> dict[str, Any]:
+        found = super().__call__(state, config)
+        messages = state.get("messages") or []
+        earlier = messages[: _turn_start(messages)]
+        keys = [key for key, _ in keyed(earlier, self.model.engine, self.model.router)]
+        if unwritten(self.model.opened_store, self._who(config)[0], found["memory_version"], keys):
+            return self.writer(DeltaMemState(messages=earlier, memory_version=found["memory_version"]), config)
+        return found
+
+
+def _turn_start(messages: Sequence[BaseMessage]) -> int:
+    return turn_start([role_of(message) for message in messages])
+
+
 def keyed(
     messages: Sequence[BaseMessage], engine: Engine, router: Router | None = None
 ) -> list[tuple[Written, BaseMessage]]:
-    """The messages that are to be remembered, each with its id and content hash in the journal."""
-    found = ((message, to_entries([message], engine, None, router)) for message in messages)
+    """The messages that are to be remembered, each with its id and content hash in the journal. No system messages."""
+    said = (message for message in messages if role_of(message) != "system")
+    found = ((message, to_entries([message], engine, None, router)) for message in said)
     return [((message.id, entry.content_hash), message) for message, entries in found for entry in entries]

@@ -3,8 +3,10 @@
 import asyncio
 
 import pytest
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from deltamem_agents.chat_model import DeltaMemChatModel
@@ -71,15 +73,7 @@ def test_tool_results_are_committed_together_before_the_next_call(model):
 
 def test_the_prompt_holds_this_turn_alone(model, monkeypatch):
     agent = create_deltamem_agent(model, system_prompt="be brief", checkpointer=InMemorySaver())
-    prompts = []
-    engine = type(model.engine.scheduler)
-    original = engine.generate
-
-    def spy(self, requests, *args, **kwargs):
-        prompts.extend([m["content"] for m in request.conversation] for request in requests)
-        return original(self, requests, *args, **kwargs)
-
-    monkeypatch.setattr(engine, "generate", spy)
+    prompts = prompts_of(model, monkeypatch)
     for text in ("the rice", "the tank"):
         agent.invoke({"messages": [("user", text)]}, config(thread="1"))
     assert prompts == [["be brief", "the rice"], ["be brief", "the tank"]]
@@ -171,3 +165,65 @@ def test_progress_goes_to_its_sub_state(model):
         report_progress("secure atlas", steps, 4)
     with pytest.raises(ValueError, match="no steps"):
         open_task("secure atlas", [])
+
+
+def prompts_of(model, monkeypatch):
+    """The prompts that the engine gets, as contents."""
+    found = []
+    engine = type(model.engine.scheduler)
+    original = engine.generate
+
+    def spy(self, requests, *args, **kwargs):
+        found.extend([m["content"] for m in request.conversation] for request in requests)
+        return original(self, requests, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "generate", spy)
+    return found
+
+
+def test_what_came_before_the_turn_is_written_before_the_model_is_called(model):
+    agent = create_deltamem_agent(model, checkpointer=InMemorySaver())
+    said = [("user", "the rice is in room seven"), ("ai", "noted"), ("user", "where is the rice?")]
+    reads = []
+    for step in agent.stream({"messages": said}, config(thread="1"), stream_mode="updates"):
+        reads += [update["memory_version"] for name, update in step.items() if name == "recall"]
+    assert texts(model, version=reads[0]) == ["the rice is in room seven", "noted"]
+    assert texts(model)[:3] == ["the rice is in room seven", "noted", "where is the rice?"] and len(texts(model)) == 4
+    agent.invoke({"messages": [("user", "one")]}, config(thread="1"))
+    assert len(texts(model)) == 6 and model.opened_store.agent("otto").versions == 3  # nothing is written twice
+
+
+def test_a_system_message_in_the_state_is_seen_and_not_remembered(model, monkeypatch):
+    prompts = prompts_of(model, monkeypatch)
+    agent = create_deltamem_agent(model, checkpointer=InMemorySaver())
+    for text in ("one", "two"):
+        agent.invoke({"messages": [("system", "be brief")] * (text == "one") + [("user", text)]}, config(thread="1"))
+    assert prompts == [["be brief", "one"], ["be brief", "two"]]
+    assert [role for role, _ in journal(model)] == ["user", "assistant"] * 2
+
+
+def test_the_history_holds_no_result_without_its_call(model, monkeypatch):
+    prompts = prompts_of(model, monkeypatch)
+    model = Calling(adapter=model.adapter, device="cpu", store=model.store, max_tokens=6)
+    agent = create_deltamem_agent(model, [look_up], history=2, checkpointer=InMemorySaver())
+    agent.invoke({"messages": [("user", "look rice up")]}, config(thread="1"))
+    agent.invoke({"messages": [("user", "and the tank?")]}, config(thread="1"))
+    reply = prompts[-1][0]
+    assert prompts[-1][1] == "and the tank?" and reply in texts(model) and "room seven" not in reply
+    with pytest.raises(ValueError, match="history=-1"):
+        create_deltamem_agent(model, history=-1)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_tool_that_returns_directly_ends_the_turn(model, direct):
+    model = Calling(adapter=model.adapter, device="cpu", store=model.store, max_tokens=6)
+    agent = create_deltamem_agent(model, [tool(look_up, return_direct=direct)], checkpointer=InMemorySaver())
+    said = agent.invoke({"messages": [("user", "look rice up")]}, config(thread="1"))["messages"]
+    assert said[-1].type == ("tool" if direct else "ai")
+    assert [role for role, _ in journal(model)][:4] == ["user", "assistant", "tool", "tool"]
+    assert len(journal(model)) == len(said)
+
+
+def test_a_model_without_memory_is_refused():
+    with pytest.raises(TypeError, match="FakeListChatModel, which has no memory"):
+        create_deltamem_agent(FakeListChatModel(responses=["a"]))
